@@ -1,0 +1,268 @@
+"""YAML text to a validated ITrainRun, with every problem named at once: field, value, what is allowed, remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from itrain_contract.base import SpecModel
+from itrain_contract.names import API_VERSION, KIND, RUN_NAME_MAX_LENGTH, RUN_NAME_PATTERN
+from itrain_contract.spec import ITrainRunSpec
+
+RunName = Annotated[str, StringConstraints(min_length=1, max_length=RUN_NAME_MAX_LENGTH, pattern=RUN_NAME_PATTERN)]
+
+
+class Metadata(SpecModel):
+    """The part of metadata that a file may hold; the API server adds the rest."""
+
+    model_config = {**SpecModel.model_config, "extra": "ignore"}
+
+    name: RunName
+    namespace: Annotated[str, StringConstraints(max_length=63)] = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+class ITrainRun(SpecModel):
+    """A run as a user writes it."""
+
+    api_version: Literal["itrain.dev/v1alpha1"]
+    kind: Literal["ITrainRun"]
+    metadata: Metadata
+    spec: ITrainRunSpec
+    status: Annotated[dict[str, Any], Field(exclude=True)] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecProblem:
+    """One thing that is wrong with a spec, in words that tell what to do."""
+
+    field: str
+    got: str
+    allowed: str
+    remedy: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{where}{self.field}: got {self.got}, allowed: {self.allowed}{remedy}"
+
+
+class SpecError(ValueError):
+    """A file that is not a valid ITrainRun."""
+
+    def __init__(self, source: str, problems: list[SpecProblem]) -> None:
+        self.source = source
+        self.problems = problems
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as `kubectl` reads it: `1e-4` is a number, and a key stands once."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def load_run(path: Path) -> ITrainRun:
+    """The run in a YAML file; raises SpecError, or OSError when the file cannot be read."""
+    return parse_run(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def parse_run(text: str, *, source: str = "<text>") -> ITrainRun:
+    """The run in a YAML text; raises SpecError with every problem found."""
+    try:
+        # _Loader derives from SafeLoader: it constructs plain data only.
+        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        got = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise SpecError(source, [SpecProblem(field="YAML", got=got, allowed="well-formed YAML", line=line)]) from error
+    if len(documents) != 1:
+        got = f"{len(documents)} documents"
+        raise SpecError(source, [SpecProblem(field="YAML", got=got, allowed="one ITrainRun in a file")])
+    lines = _lines(text)
+    try:
+        return validate_run(documents[0])
+    except SpecError as error:
+        problems = [_with_line(problem, lines) for problem in error.problems]
+        raise SpecError(source, problems) from error.__cause__
+
+
+def validate_run(data: object) -> ITrainRun:
+    """The run in parsed YAML or JSON; raises SpecError with every problem found."""
+    if not isinstance(data, dict):
+        problem = SpecProblem(field="YAML", got=type(data).__name__, allowed="a mapping with apiVersion, kind, spec")
+        raise SpecError("<object>", [problem])
+    try:
+        return ITrainRun.model_validate(data)
+    except ValidationError as error:
+        raise SpecError("<object>", [_problem(details) for details in error.errors()]) from error
+
+
+def _with_line(problem: SpecProblem, lines: dict[str, int]) -> SpecProblem:
+    path = problem.field
+    while path and path not in lines:
+        path = path.rpartition(".")[0]
+    return SpecProblem(
+        field=problem.field,
+        got=problem.got,
+        allowed=problem.allowed,
+        remedy=problem.remedy,
+        line=lines.get(path),
+    )
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Line of every field path of the (single) document."""
+    found: dict[str, int] = {}
+
+    def walk(node: yaml.Node, path: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                below = f"{path}.{key.value}" if path else str(key.value)
+                found.setdefault(below, key.start_mark.line + 1)
+                walk(value, below)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                found.setdefault(f"{path}[{index}]", value.start_mark.line + 1)
+                walk(value, f"{path}[{index}]")
+
+    root = yaml.compose(text, Loader=_Loader)
+    if root is not None:
+        walk(root, "")
+    return found
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`spec.data.extra[0].uri` from pydantic's location, whose steps may be Python names or aliases."""
+    text = ""
+    for step in location:
+        text += f"[{step}]" if isinstance(step, int) else (f".{step}" if text else str(step))
+    return text
+
+
+def _model_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model that holds the last step of a location."""
+    model: type[BaseModel] = ITrainRun
+    for step in location[:-1]:
+        if isinstance(step, int):
+            continue
+        field = next((f for name, f in model.model_fields.items() if step in (name, f.alias)), None)
+        inner = _inner_model(field.annotation) if field else None
+        if inner is None:
+            return None
+        model = inner
+    return model
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _inner_model(arg)) is not None), None)
+
+
+def _problem(details: ErrorDetails) -> SpecProblem:
+    """One pydantic error in the words of a user of YAML."""
+    location, context = details["loc"], details.get("ctx", {})
+    field, got = _path(location), _short(details.get("input"))
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        return _unknown_field(location, field)
+    if kind == "missing":
+        return SpecProblem(field=field, got="nothing", allowed="a value", remedy=f"set {field}")
+    if kind == "value_error":
+        message = str(context.get("error", details["msg"]))
+        rule, _, remedy = message.partition(": ")
+        return SpecProblem(field=field or "spec", got=got, allowed=rule, remedy=remedy)
+    if field == "metadata.name":
+        return SpecProblem(
+            field=field,
+            got=got,
+            allowed=f"at most {RUN_NAME_MAX_LENGTH} lower-case letters, digits and '-', first a letter",
+            remedy="rename the run: its Jobs, pods and hostnames carry this name",
+        )
+    return SpecProblem(field=field, got=got, allowed=_allowed(kind, context, details["msg"]), remedy=_remedy(field))
+
+
+def _remedy(field: str) -> str:
+    fixed = {"apiVersion": f"write apiVersion: {API_VERSION}", "kind": f"write kind: {KIND}"}
+    return fixed.get(field, f"change {field}")
+
+
+def _unknown_field(location: tuple[int | str, ...], field: str) -> SpecProblem:
+    model = _model_at(location)
+    known = sorted(f.alias or name for name, f in model.model_fields.items()) if model else []
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else "remove it"
+    return SpecProblem(field=field, got="an unknown field", allowed=", ".join(known) or "no fields", remedy=remedy)
+
+
+def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
+    """What a field may be, from pydantic's error type."""
+    match kind:
+        case "literal_error" | "enum":
+            return "one of " + str(context.get("expected", "")).replace(" or ", ", ").replace("'", "")
+        case "greater_than_equal":
+            return f"at least {context['ge']}"
+        case "greater_than":
+            return f"more than {context['gt']}"
+        case "less_than_equal":
+            return f"at most {context['le']}"
+        case "less_than":
+            return f"less than {context['lt']}"
+        case "string_pattern_mismatch":
+            return f"text that matches {context['pattern']}"
+        case "string_too_long" | "too_long":
+            return f"at most {context['max_length']} items or characters"
+        case "string_too_short" | "too_short":
+            return f"at least {context['min_length']} items or characters"
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "a whole number"
+        case "float_type" | "float_parsing" | "finite_number":
+            return "a number"
+        case "string_type":
+            return "text"
+        case "bool_type" | "bool_parsing":
+            return "true or false"
+        case "model_type" | "dict_type":
+            return "a mapping"
+        case "list_type":
+            return "a list"
+        case _:
+            return message.removeprefix("Input should be ")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

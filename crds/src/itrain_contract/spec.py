@@ -1,0 +1,179 @@
+"""ITrainRunSpec: what a user asks for (API document, "Resource")."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from itrain_contract.base import Rule, SpecModel
+from itrain_contract.stagespec import Fraction, Seconds, Stages, Uri
+from itrain_contract.template import LabelValue, Name, SecretRef, Template
+
+DataFormat = Literal["toolace", "xlam", "bfcl", "messages"]
+CallFormat = Literal["pythonic", "hermes", "llama"]
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
+MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
+
+
+class CacheVolume(SpecModel):
+    """A volume claim that holds staged models, shared by pods."""
+
+    pvc: Name
+
+
+class ModelSpec(SpecModel):
+    uri: Uri
+    """`hf://org/name`, `s3://…`, a folder, or `builtin://toolworld`."""
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    """Branch, tag or commit; resolved to a commit once, by prepare."""
+    secret_ref: SecretRef | None = None
+    cache: CacheVolume | None = None
+    trust_remote_code: bool = False
+
+
+class DataSource(SpecModel):
+    uri: Uri
+    format: DataFormat = "toolace"
+    secret_ref: SecretRef | None = None
+
+
+class DataSpec(DataSource):
+    extra: Annotated[list[DataSource], Field(max_length=16)] = []
+    """Further sources, read after `uri` and concatenated."""
+    dev: DataSource | None = None
+    """An own dev set; without it `devFraction` is split off by shared-tool component."""
+    dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
+    max_rejected: Fraction = 0.05
+    call_format: CallFormat = "pythonic"
+    turns: Literal["all", "last"] = "all"
+    """Assistant turns with a target that become examples."""
+
+
+class VolumeClaim(SpecModel):
+    claim_name: Name
+    sub_path: Annotated[str, StringConstraints(max_length=255, pattern=r"^[^/\s.][^\s]*$")] | None = None
+
+
+class StorageSpec(SpecModel):
+    uri: Uri | None = None
+    """`s3://bucket/prefix`, or a folder for local runs."""
+    secret_ref: SecretRef | None = None
+    """AWS environment names as keys, AWS_ENDPOINT_URL, AWS_REGION, AWS_S3_ADDRESSING_STYLE, AWS_CA_BUNDLE included."""
+    pvc: VolumeClaim | None = None
+
+    RULES = (
+        Rule(
+            cel="has(self.uri) != has(self.pvc)",
+            message="exactly one of uri and pvc must be set",
+            holds=lambda s: (s.uri is None) != (s.pvc is None),
+            field="uri",
+        ),
+        Rule(
+            cel="!has(self.uri) || !(self.uri.startsWith('hf://') || self.uri.startsWith('builtin://'))",
+            message="storage must be s3://… or a folder: hf:// and builtin:// cannot be written",
+            holds=lambda s: s.uri is None or not s.uri.startswith(("hf://", "builtin://")),
+            field="uri",
+        ),
+    )
+
+
+class AdapterSpec(SpecModel):
+    """The one LoRA adapter that warm-up creates and every iteration continues."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[float, Field(gt=0.0, le=8192.0)] = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_.,-]+$")] = (
+        "all-linear"
+    )
+    """`all-linear`, or module names separated by commas."""
+
+
+class StopWhen(SpecModel):
+    """End the iterations when the metric gained less than minDeltaSE standard errors, `patience` times in a row."""
+
+    metric: MetricName = "dev/call_accuracy"
+    min_delta_se: Annotated[float, Field(ge=0.0, le=100.0, alias="minDeltaSE")] = 0.5
+    patience: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+class IterationsSpec(SpecModel):
+    max: Annotated[int, Field(ge=0, le=100)] = 3
+    stop_when: StopWhen | None = None
+    """Absent: all iterations run."""
+    metric: MetricName = "dev/call_accuracy"
+    """What `best` is chosen by when stopWhen is absent."""
+
+
+class Queue(SpecModel):
+    """Kueue: labels on the Jobs."""
+
+    name: LabelValue
+    priority_class: LabelValue | None = None
+
+
+class ResumeFrom(SpecModel):
+    """A finished or stopped run whose adapter this one starts from, instead of a warm-up."""
+
+    run_name: Name | None = None
+    uri: Uri | None = None
+
+    RULES = (
+        Rule(
+            cel="has(self.runName) != has(self.uri)",
+            message="exactly one of runName and uri must be set",
+            holds=lambda r: (r.run_name is None) != (r.uri is None),
+            field="runName",
+        ),
+    )
+
+
+class ITrainRunSpec(SpecModel):
+    """Everything a run is. A short run needs only model, data and storage."""
+
+    model: ModelSpec
+    data: DataSpec
+    storage: StorageSpec
+    adapter: AdapterSpec = AdapterSpec()
+    iterations: IterationsSpec = IterationsSpec()
+    precision: Precision = "auto"
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
+    max_gpu_hours: Annotated[float, Field(gt=0.0, le=10_000_000.0)] | None = None
+    template: Template | None = None
+    stages: Stages = Stages()
+    queue: Queue | None = None
+    suspend: bool = False
+    resume_from: ResumeFrom | None = None
+    active_deadline_seconds: Seconds | None = None
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    history_limit: Annotated[int, Field(ge=1, le=100)] = 10
+    keep_checkpoints: Literal["best", "all"] = "best"
+
+    RULES = (
+        Rule(
+            cel="self.stages.train.enabled || self.iterations.max == 0",
+            message="iterations.max must be 0 when score, rollout and train are disabled",
+            holds=lambda s: s.stages.train.enabled or s.iterations.max == 0,
+            field="iterations.max",
+        ),
+        Rule(
+            cel="self.stages.evaluate.enabled || !has(self.iterations.stopWhen)",
+            message="iterations.stopWhen needs the evaluate stage: there is no metric without it",
+            holds=lambda s: s.stages.evaluate.enabled or s.iterations.stop_when is None,
+            field="iterations.stopWhen",
+        ),
+        Rule(
+            cel="self.precision == 'fp32' || self.precision == 'auto' || !has(self.template) || "
+            "!has(self.template.nodePool) || self.template.nodePool != 'volta' || self.precision == 'fp16'",
+            message="precision bf16 cannot run on the node pool volta (sm_70 has no bf16): use auto or fp16",
+            holds=lambda s: s.precision != "bf16" or s.template is None or s.template.node_pool != "volta",
+            field="precision",
+        ),
+    )
+
+    @property
+    def metric(self) -> str:
+        """The metric by which iterations are compared."""
+        stop = self.iterations.stop_when
+        return stop.metric if stop else self.iterations.metric

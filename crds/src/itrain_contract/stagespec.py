@@ -1,0 +1,273 @@
+"""The seven stage blocks of the spec. Method fields carry the paper's values as defaults (method document)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, StringConstraints
+
+from itrain_contract.base import Rule, SpecModel
+from itrain_contract.template import Resources, SecretRef, Template
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
+Uri = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=2048,
+        pattern=r"^((hf|s3|file|builtin)://[^\s]+|/[^\s]*|\./[^\s]*|\.\./[^\s]*)$",
+    ),
+]
+Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
+
+
+class Retry(SpecModel):
+    """Failed attempts that are tried again: `limit` of them, waiting backoff · 2^n up to the maximum."""
+
+    limit: Annotated[int, Field(ge=0, le=100)] = 3
+    backoff_seconds: Annotated[int, Field(ge=0, le=86_400)] = 10
+    max_backoff_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
+
+    RULES = (
+        Rule(
+            cel="self.backoffSeconds <= self.maxBackoffSeconds",
+            message="backoffSeconds must not exceed maxBackoffSeconds",
+            holds=lambda r: r.backoff_seconds <= r.max_backoff_seconds,
+            field="backoffSeconds",
+        ),
+    )
+
+
+class Stage(SpecModel):
+    """What every stage has. These fields decide where and how often a stage runs, never what it computes."""
+
+    SCHEDULING: ClassVar[frozenset[str]] = frozenset(
+        {
+            "enabled",
+            "image",
+            "gpus",
+            "resources",
+            "template",
+            "active_deadline_seconds",
+            "pending_deadline_seconds",
+            "retry",
+            "parallelism",
+            "min_succeeded",
+        }
+    )
+
+    enabled: bool = True
+    image: Image | None = None
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    """GPUs of one pod."""
+    resources: Resources | None = None
+    template: Template | None = None
+    active_deadline_seconds: Seconds | None = None
+    """Running time after which an attempt is ended; suspended and queued time does not count."""
+    pending_deadline_seconds: Seconds | None = None
+    """Time an attempt may wait for nodes or images."""
+    retry: Retry = Retry()
+
+
+class BucketLimits(SpecModel):
+    """An example belongs to a bucket when all three hold; otherwise it falls through to the next."""
+
+    max_tools: Annotated[int, Field(ge=0, le=10_000)]
+    """Tools, inclusive."""
+    max_tool_chars: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Length of the tools as compact JSON, exclusive."""
+    max_calls: Annotated[int, Field(ge=0, le=10_000)]
+    """Calls in the answer, inclusive."""
+
+
+class Curriculum(SpecModel):
+    """Bucket limits; what is neither easy nor medium is hard (method document, section 1)."""
+
+    easy: BucketLimits = BucketLimits(max_tools=1, max_tool_chars=1000, max_calls=1)
+    medium: BucketLimits = BucketLimits(max_tools=3, max_tool_chars=2000, max_calls=3)
+
+
+class PrepareStage(Stage):
+    curriculum: Curriculum = Curriculum()
+    max_length: Tokens = 8192
+    """Rows whose prompt and answer are longer are rejected with a reason."""
+
+
+class WarmupStage(Stage):
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    epochs: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    """Passes over each bucket."""
+    max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Optimiser steps in all; 0 means that `epochs` decides."""
+    learning_rate: LearningRate = 1e-4
+    warmup_ratio: Fraction = 0.03
+    global_batch: Annotated[int, Field(ge=1, le=65_536)] = 128
+    micro_batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Rows of one forward pass on one device; the rest of the global batch is accumulated."""
+    max_length: Tokens = 4096
+    order: Literal["curriculum", "shuffled"] = "curriculum"
+    gradient_checkpointing: bool = False
+    checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+
+
+class ShardedStage(Stage):
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    shards: Annotated[int, Field(ge=1, le=10_000)] = 8
+    parallelism: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Pods at a time."""
+    min_succeeded: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Shards that must succeed; all by default."""
+
+    RULES = (
+        Rule(
+            cel="!has(self.minSucceeded) || self.minSucceeded <= self.shards",
+            message="minSucceeded must not exceed shards",
+            holds=lambda s: s.min_succeeded is None or s.min_succeeded <= s.shards,
+            field="minSucceeded",
+        ),
+    )
+
+    @property
+    def quorum(self) -> int:
+        return self.shards if self.min_succeeded is None else self.min_succeeded
+
+
+class ScoreStage(ShardedStage):
+    fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.10
+    """Share of the data, hardest first, that is explored."""
+    stratify: bool = True
+    """Rank answers with and without a call separately."""
+    rescore: Literal["pool", "all"] = "pool"
+    """From iteration 2 on: score only last time's hardest rows and a random audit, or everything."""
+    pool_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.30
+    audit_fraction: Fraction = 0.05
+    batch_tokens: Tokens = 16_384
+    """Tokens of one forward pass; rows are sorted by length."""
+    max_length: Tokens = 8192
+
+
+class RolloutStage(ShardedStage):
+    method: Literal["mcts", "bestOfN", "firstDivergence"] = "mcts"
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    actions: Annotated[int, Field(ge=2, le=64)] = 3
+    """Completions of one expansion."""
+    simulations: Annotated[int, Field(ge=1, le=10_000)] = 5
+    depth: Annotated[int, Field(ge=1, le=64)] = 3
+    """Levels of branching; what lies deeper is one last step."""
+    step_limit: Annotated[int, Field(ge=1, le=64)] = 2
+    """Boundaries grouped into one step."""
+    max_step_tokens: Annotated[int, Field(ge=1, le=4096)] = 50
+    max_answer_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
+    temperature: Annotated[float, Field(gt=0.0, le=5.0)] = 1.5
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    exploration: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """c of PUCT."""
+    first_play_value: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    """Q of a child not visited yet."""
+    reward: Literal["rule", "judge", "mixed"] = "mixed"
+    """`mixed`: the exact rule where the answer is a call, the model's own judgement for free text."""
+    min_gap: Annotated[float, Field(ge=0.0, le=2.0)] = 0.1
+    max_overlap: Fraction = 0.95
+    min_best: Annotated[float, Field(ge=-1.0, le=1.0)] = -0.3
+    min_visits: Annotated[int, Field(ge=1, le=10_000)] = 1
+    pairs_per_tree: Annotated[int, Field(ge=1, le=1000)] = 4
+    max_pairs: Annotated[int, Field(ge=1, le=10_000_000)] = 4000
+    """Pairs of the whole iteration; each shard stops at its part."""
+    max_failed_trees: Fraction = 0.02
+    trees_in_flight: Annotated[int, Field(ge=0, le=100_000)] = 0
+    """Trees searched at once; 0 lets the engine decide, 1 is fixed-batch mode: the same pairs to the bit, always."""
+
+
+class TrainStage(Stage):
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    nodes: Annotated[int, Field(ge=1, le=512)] = 1
+    processes_per_node: Annotated[int, Field(ge=0, le=64)] = 0
+    """0: one per GPU, or one on a machine without."""
+    deepspeed: Literal["none", "zero2", "zero3"] = "zero2"
+    """Sharding when there is more than one process."""
+    quantization: Literal["none", "nf4"] = "nf4"
+    learning_rate: LearningRate = 1e-5
+    warmup_ratio: Fraction = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    epochs: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
+    max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    global_batch: Annotated[int, Field(ge=1, le=65_536)] = 64
+    micro_batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Pairs of one forward pass on one device."""
+    beta: Annotated[float, Field(gt=0.0, le=100.0)] = 2.5
+    gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
+    """Target margin γ (not γ/β)."""
+    nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Weight of the negative log-likelihood of the chosen step."""
+    max_length: Tokens = 4096
+    gradient_checkpointing: bool = False
+    checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+
+
+Benchmark = Literal["dev", "bfcl", "apibank"]
+
+
+class ApiBank(SpecModel):
+    uri: Uri
+    secret_ref: SecretRef | None = None
+
+
+class EvaluateStage(Stage):
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    benchmarks: Annotated[list[Benchmark], Field(min_length=1, max_length=8)] = ["dev", "bfcl"]
+    categories: Annotated[list[Annotated[str, StringConstraints(max_length=63)]], Field(max_length=32)] = []
+    """BFCL categories; empty means every single-turn category."""
+    limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Items per category, the first ones; 0 means all."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
+    api_bank: ApiBank | None = None
+
+    RULES = (
+        Rule(
+            cel="!self.benchmarks.exists(b, b == 'apibank') || has(self.apiBank)",
+            message="benchmark apibank needs apiBank.uri: its data is not shipped",
+            holds=lambda s: "apibank" not in s.benchmarks or s.api_bank is not None,
+            field="apiBank",
+        ),
+    )
+
+
+class ExportStage(Stage):
+    merge: bool = True
+    """Merge the adapter into the base model in fp32; otherwise export the adapter alone."""
+    max_logit_difference: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.05
+    """Largest |Δlogit| between adapter and merged model over the probe set that is accepted."""
+    probe_rows: Annotated[int, Field(ge=1, le=10_000)] = 16
+
+
+class Stages(SpecModel):
+    """Fixed, typed stage names; each block has the paper's defaults."""
+
+    prepare: PrepareStage = PrepareStage()
+    warmup: WarmupStage = WarmupStage()
+    score: ScoreStage = ScoreStage()
+    rollout: RolloutStage = RolloutStage()
+    train: TrainStage = TrainStage()
+    evaluate: EvaluateStage = EvaluateStage()
+    export: ExportStage = ExportStage()
+
+    RULES = (
+        Rule(
+            cel="self.prepare.enabled",
+            message="prepare cannot be disabled: every other stage reads what it writes",
+            holds=lambda s: s.prepare.enabled,
+            field="prepare.enabled",
+        ),
+        Rule(
+            cel="self.score.enabled == self.rollout.enabled && self.rollout.enabled == self.train.enabled",
+            message="score, rollout and train are enabled or disabled together",
+            holds=lambda s: s.score.enabled == s.rollout.enabled == s.train.enabled,
+            field="train.enabled",
+        ),
+    )
