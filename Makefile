@@ -1,0 +1,84 @@
+# iTrain: `make demo` runs the main job, `make test` proves it. Everything else is in `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+LOCKS := requirements/bootstrap.txt requirements/dev.txt requirements/bfcl.txt
+PACKAGES := crds operator pipeline
+STAMP := $(VENV)/.synced-$(firstword $(shell cat $(LOCKS) crds/pyproject.toml operator/pyproject.toml pipeline/pyproject.toml | sha256sum))
+COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
+
+## --- environment -----------------------------------------------------------------------------------------------
+
+.PHONY: install
+install: $(STAMP) ## the environment in .venv, from hashed requirement files
+
+$(STAMP): $(LOCKS)
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "make: Python 3.11 or 3.12 is needed; this is " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@echo "installing the environment (about 3 GB with torch; a minute on a fast line)"
+	@DS_BUILD_OPS=0 $(UV) pip sync --quiet --python $(PY) --require-hashes $(LOCKS)
+	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
+	@rm -f $(VENV)/.synced-* && touch $@
+
+.PHONY: lock
+lock: $(STAMP) ## upgrade every pinned requirement (edit requirements/*.in first to widen a range)
+	cd requirements && for e in bootstrap operator pipeline; do ../$(COMPILE) --upgrade $$e.in -o $$e.txt; done
+	cd requirements && ../$(COMPILE) --upgrade --no-deps bfcl.in -o bfcl.txt
+	cd requirements && ../$(COMPILE) --upgrade --override dev-overrides.in dev.in -o dev.txt
+
+## --- the product -----------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(STAMP) ## the quickstart run, locally: seven stages, two iterations, a table and a report (≤ 8 minutes on 2 cores)
+	@$(VENV)/bin/itrain run crds/examples/quickstart.yaml --local --dir build/demo --summary build/demo/summary.json
+
+.PHONY: tiny
+tiny: $(STAMP) ## the same seven stages in two minutes
+	@$(VENV)/bin/itrain run crds/examples/tiny.yaml --local --dir build/tiny --summary build/tiny/summary.json
+
+.PHONY: base-model
+base-model: $(STAMP) ## pre-train the quickstart's base model again (about 20 minutes on 2 cores)
+	$(PY) -m itrain_pipeline.learn.pretrain --out build/base-model --seed 0
+
+## --- proof -----------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: $(STAMP) ## every unit, repository and integration test (an S3 server is built with Go on first use)
+	$(PY) -m pytest tests/unit tests/repo tests/integration
+
+.PHONY: e2e
+e2e: $(STAMP) ## whole runs: local, killed and resumed, against a real S3 server
+	$(PY) -m pytest tests/e2e
+
+.PHONY: verify
+verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	@git diff --exit-code --stat -- crds docs charts || { echo "make verify: generated files changed; commit them"; exit 1; }
+
+.PHONY: generate
+generate: $(STAMP) ## the CRD and the field reference from the contract's types
+	@$(PY) -m itrain_contract.crdgen
+
+.PHONY: format
+format: $(STAMP) ## format and mend what ruff can
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+.PHONY: clean
+clean: ## remove build/ and the environment
+	rm -rf build $(VENV)
