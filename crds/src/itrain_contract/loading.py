@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -228,39 +229,36 @@ def _unknown_field(location: tuple[int | str, ...], field: str) -> SpecProblem:
     return SpecProblem(field=field, got="an unknown field", allowed=", ".join(known) or "no fields", remedy=remedy)
 
 
+_ALLOWED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "literal_error": lambda c: "one of " + str(c["expected"]).replace(" or ", ", ").replace("'", ""),
+    "greater_than_equal": lambda c: f"at least {c['ge']}",
+    "greater_than": lambda c: f"more than {c['gt']}",
+    "less_than_equal": lambda c: f"at most {c['le']}",
+    "less_than": lambda c: f"less than {c['lt']}",
+    "string_pattern_mismatch": lambda c: f"text that matches {c['pattern']}",
+    "string_too_long": lambda c: f"at most {c['max_length']} characters",
+    "string_too_short": lambda c: f"at least {c['min_length']} characters",
+    "too_long": lambda c: f"at most {c['max_length']} items",
+    "too_short": lambda c: f"at least {c['min_length']} items",
+    "int_type": lambda _: "a whole number",
+    "int_parsing": lambda _: "a whole number",
+    "int_from_float": lambda _: "a whole number",
+    "float_type": lambda _: "a number",
+    "float_parsing": lambda _: "a number",
+    "finite_number": lambda _: "a finite number",
+    "string_type": lambda _: "text",
+    "bool_type": lambda _: "true or false",
+    "bool_parsing": lambda _: "true or false",
+    "model_type": lambda _: "a mapping",
+    "dict_type": lambda _: "a mapping",
+    "list_type": lambda _: "a list",
+}
+"""What a field may be, by pydantic's error type."""
+
+
 def _allowed(kind: str, context: dict[str, Any], message: str) -> str:
-    """What a field may be, from pydantic's error type."""
-    match kind:
-        case "literal_error" | "enum":
-            return "one of " + str(context.get("expected", "")).replace(" or ", ", ").replace("'", "")
-        case "greater_than_equal":
-            return f"at least {context['ge']}"
-        case "greater_than":
-            return f"more than {context['gt']}"
-        case "less_than_equal":
-            return f"at most {context['le']}"
-        case "less_than":
-            return f"less than {context['lt']}"
-        case "string_pattern_mismatch":
-            return f"text that matches {context['pattern']}"
-        case "string_too_long" | "too_long":
-            return f"at most {context['max_length']} items or characters"
-        case "string_too_short" | "too_short":
-            return f"at least {context['min_length']} items or characters"
-        case "int_type" | "int_parsing" | "int_from_float":
-            return "a whole number"
-        case "float_type" | "float_parsing" | "finite_number":
-            return "a number"
-        case "string_type":
-            return "text"
-        case "bool_type" | "bool_parsing":
-            return "true or false"
-        case "model_type" | "dict_type":
-            return "a mapping"
-        case "list_type":
-            return "a list"
-        case _:
-            return message.removeprefix("Input should be ")
+    say = _ALLOWED.get(kind)
+    return say(context) if say else message.removeprefix("Input should be ")
 
 
 def _short(value: object) -> str:

@@ -13,6 +13,8 @@ from itrain_contract.stages import StageKind, StageRef
 
 Clipped = Annotated[str, StringConstraints(max_length=1024)]
 Indexes = Annotated[str, StringConstraints(max_length=1024)]
+Short = Annotated[str, StringConstraints(max_length=64)]
+Key = Annotated[str, StringConstraints(max_length=2048)]
 
 
 class Condition(SpecModel):
@@ -37,8 +39,8 @@ class Progress(SpecModel):
 class CurrentJob(SpecModel):
     """The Job of the attempt under way; counts are exact, index lists are clipped."""
 
-    job_name: str
-    uid: str = ""
+    job_name: Short
+    uid: Short = ""
     active: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -57,7 +59,7 @@ class StageRecord(SpecModel):
     kind: StageKind
     iteration: int
     attempt: int
-    digest: str
+    digest: Short
     shards: Indexes | None = None
     """Completed indexes of a sharded stage, exact (interval form)."""
     seconds: int = 0
@@ -69,14 +71,14 @@ class StageRecord(SpecModel):
 
 class Best(SpecModel):
     iteration: int
-    metric: str
+    metric: Short
     value: float
-    adapter_uri: Annotated[str, Field(alias="adapterURI")] = ""
+    adapter_uri: Annotated[Key, Field(alias="adapterURI")] = ""
 
 
 class IterationHistory(SpecModel):
     iteration: int
-    stage_seconds: dict[str, int] = {}
+    stage_seconds: Annotated[dict[str, int], Field(max_length=8)] = {}
     metrics: Annotated[list[Metric], Field(max_length=32)] = []
     pairs: int = 0
     failed_trees: int = 0
@@ -90,7 +92,7 @@ class ITrainRunStatus(SpecModel):
     reason: Reason = Reason.RUN_PENDING
     message: Clipped = ""
     iteration: int = 0
-    iteration_text: str = ""
+    iteration_text: Short = ""
     stage: StageKind | None = None
     attempt: int = 0
     """Attempt of the current stage that exists or is to be made; 0 before the first."""
@@ -114,6 +116,6 @@ class ITrainRunStatus(SpecModel):
     metrics: Annotated[list[Metric], Field(max_length=64)] = []
     history: Annotated[list[IterationHistory], Field(max_length=100)] = []
     gpu_seconds: float = 0.0
-    gpu_hours: str = ""
-    report_uri: Annotated[str, Field(alias="reportURI")] = ""
-    template_hash: str = ""
+    gpu_hours: Short = ""
+    report_uri: Annotated[Key, Field(alias="reportURI")] = ""
+    template_hash: Short = ""

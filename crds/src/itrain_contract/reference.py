@@ -1,0 +1,79 @@
+"""The field reference (docs/reference.md) from the contract's types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.status import ITrainRunStatus
+from itrain_contract.structural import structural_schema
+
+INTRO = """# Field reference
+
+<!-- Generated from crds/src/itrain_contract by `make generate`; do not edit. -->
+
+Every field of an `ITrainRun` (`itrain.dev/v1alpha1`), with its type, bounds and default. Fields without a default and
+not marked *required* are optional. Method fields carry the values of the paper (arXiv 2501.09766) or of its code.
+"""
+
+
+def reference_page() -> str:
+    """The whole page as Markdown."""
+    parts = [INTRO]
+    for title, prefix, model in (("spec", "spec", ITrainRunSpec), ("status", "status", ITrainRunStatus)):
+        parts.append(f"\n## {title}\n\n| field | type | default | meaning |\n|---|---|---|---|\n")
+        parts.extend(_row(path, schema, required) for path, schema, required in _walk(prefix, structural_schema(model)))
+    parts.append("\n## Rules across fields\n\n")
+    parts.extend(f"- `{path}`: {rule}\n" for path, rule in _rules("spec", structural_schema(ITrainRunSpec)))
+    return "".join(parts)
+
+
+def _walk(prefix: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    required = set(schema.get("required", ()))
+    for name, below in schema.get("properties", {}).items():
+        path = f"{prefix}.{name}"
+        yield path, below, name in required
+        yield from _walk(path, below)
+        if "items" in below:
+            yield from _walk(f"{path}[]", below["items"])
+
+
+def _rules(prefix: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for rule in schema.get("x-kubernetes-validations", ()):
+        yield prefix, rule["message"]
+    for name, below in schema.get("properties", {}).items():
+        yield from _rules(f"{prefix}.{name}", below)
+
+
+def _row(path: str, schema: dict[str, Any], required: bool) -> str:
+    default = schema.get("default")
+    shown = "*required*" if required else ("" if default is None else f"`{json.dumps(default)}`")
+    meaning = str(schema.get("description", "")).replace("|", "\\|")
+    return f"| `{path}` | {_type(schema)} | {shown} | {meaning} |\n"
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """The type with its bounds, in few words."""
+    if "enum" in schema:
+        return " \\| ".join(f"`{value}`" for value in schema["enum"])
+    if "additionalProperties" in schema:
+        return f"map, ≤ {schema['maxProperties']}" if "maxProperties" in schema else "map"
+    if schema.get("x-kubernetes-int-or-string"):
+        return "quantity"
+    kind = str(schema.get("type", ""))
+    return kind + _bounds(schema)
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    bounds = []
+    if "minimum" in schema:
+        bounds.append(("> " if schema.get("exclusiveMinimum") else "≥ ") + f"{schema['minimum']:g}")
+    if "maximum" in schema:
+        bounds.append(("< " if schema.get("exclusiveMaximum") else "≤ ") + f"{schema['maximum']:,}")
+    if "maxLength" in schema:
+        bounds.append(f"≤ {schema['maxLength']} characters")
+    if "maxItems" in schema:
+        bounds.append(f"≤ {schema['maxItems']} items")
+    return f", {', '.join(bounds)}" if bounds else ""

@@ -1,0 +1,25 @@
+"""Shared by all suites: where real data lies, and a list of what was skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Append every skip, one `nodeid: reason` a line, for CI to compare with its committed list."""
+    target = os.environ.get("ITRAIN_SKIPS_FILE")
+    if target and report.skipped and isinstance(report.longrepr, tuple):
+        with Path(target).open("a") as out:
+            out.write(f"{report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}\n")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real ToolACE and API-Bank rows; they are not part of the repository."""
+    folder = os.environ.get("ITRAIN_DATA_DIR")
+    if not folder:
+        pytest.skip("ITRAIN_DATA_DIR is not set: it names a folder with toolace-sample.json and apibank/")
+    return Path(folder)
