@@ -6,6 +6,7 @@ defaults that validate, and cross-field rules as CEL in `x-kubernetes-validation
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from typing import Any
@@ -88,9 +89,14 @@ def _item(annotation: Any, raw: Schema) -> Schema:
     return structural_schema(inner) if is_model(inner) else _plain(raw)
 
 
+@functools.cache
+def _model_schema(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema(by_alias=True)
+
+
 def _raw_property(model: type[BaseModel], name: str) -> Schema:
     """pydantic's schema of one property, references resolved and `null` alternatives removed."""
-    whole = model.model_json_schema(by_alias=True)
+    whole = _model_schema(model)
     definitions = whole.get("$defs", {})
     alias = model.model_fields[name].alias or name
 
