@@ -49,9 +49,11 @@ class UpstreamResult(SpecModel):
     kind: StageKind
     iteration: int
     prefix: str
-    digest: Sha256
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
+    """The first digits of the digest that its results must carry."""
     shards: str | None = None
-    """Completed indexes, `0-2,5`; None for an unsharded stage."""
+    """Completed indexes, `0-2,5`; None for an unsharded stage. With a `?` at the end those of them that hold a valid
+    result."""
 
     @property
     def ref(self) -> StageRef:
@@ -61,7 +63,13 @@ class UpstreamResult(SpecModel):
         """Prefixes that each hold one result.json."""
         if self.shards is None:
             return (self.prefix,)
-        return tuple(shard_prefix(self.prefix, index) for index in sorted(parse_indexes(self.shards)))
+        indexes = parse_indexes(self.shards.removesuffix("?"))
+        return tuple(shard_prefix(self.prefix, index) for index in sorted(indexes))
+
+    @property
+    def lenient(self) -> bool:
+        """Whether shards without a result are left out instead of being an error."""
+        return self.shards is not None and self.shards.endswith("?")
 
 
 class StageInput(SpecModel):

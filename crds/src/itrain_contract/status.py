@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_serializer, model_validator
 
 from itrain_contract.base import SpecModel
+from itrain_contract.layout import format_indexes
 from itrain_contract.names import ConditionType, Phase, Reason
 from itrain_contract.stages import StageKind, StageRef
 
-Clipped = Annotated[str, StringConstraints(max_length=1024)]
-Indexes = Annotated[str, StringConstraints(max_length=1024)]
+Clipped = Annotated[str, StringConstraints(max_length=512)]
+INDEXES_LIMIT = 1024
+Indexes = Annotated[str, StringConstraints(max_length=INDEXES_LIMIT)]
 Short = Annotated[str, StringConstraints(max_length=64)]
 Key = Annotated[str, StringConstraints(max_length=2048)]
 
@@ -54,19 +57,52 @@ class Metric(SpecModel):
 
 
 class StageRecord(SpecModel):
-    """A stage that ended: what a later stage needs to find its results. One per stage of the run."""
+    """A stage that succeeded: what a later stage needs to find its results.
+
+    In the status it is one short text, `i1/rollout a2 0123456789abcdef 93s 0-7`: a run of a hundred iterations has four
+    hundred of them and the whole status may have 32 KiB.
+    """
+
+    TEXT_PATTERN: ClassVar[str] = r"^i[0-9]+/[a-z]+ a[0-9]+ [0-9a-f]{16} [0-9]+s( [0-9,-]*\??)?$"
 
     kind: StageKind
     iteration: int
     attempt: int
-    digest: Short
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+    """The first 16 digits of the StageInput's digest."""
     shards: Indexes | None = None
-    """Completed indexes of a sharded stage, exact (interval form)."""
+    """Completed indexes of a sharded stage (`layout.format_indexes`); a `?` at the end says that only those with a
+    valid result count."""
     seconds: int = 0
 
     @property
     def ref(self) -> StageRef:
         return StageRef(kind=self.kind, iteration=self.iteration)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("digest"), str):
+            return {**value, "digest": value["digest"][:16]}
+        if not isinstance(value, str):
+            return value
+        if not re.fullmatch(cls.TEXT_PATTERN, value):
+            raise ValueError(f"{value!r} is no stage record, allowed: i<n>/<stage> a<n> <digest> <n>s [indexes]")
+        stage, attempt, digest, seconds, *shards = value.split(" ")
+        iteration, _, kind = stage.partition("/")
+        return {
+            "kind": kind,
+            "iteration": int(iteration[1:]),
+            "attempt": int(attempt[1:]),
+            "digest": digest,
+            "seconds": int(seconds[:-1]),
+            "shards": shards[0] if shards else None,
+        }
+
+    @model_serializer
+    def _to_text(self) -> str:
+        text = f"{self.ref} a{self.attempt} {self.digest} {self.seconds}s"
+        return text if self.shards is None else f"{text} {self.shards}"
 
 
 class Best(SpecModel):
@@ -119,3 +155,48 @@ class ITrainRunStatus(SpecModel):
     gpu_hours: Short = ""
     report_uri: Annotated[Key, Field(alias="reportURI")] = ""
     template_hash: Short = ""
+
+
+STATUS_LIMIT_BYTES = 32 * 1024
+
+
+def fit(status: ITrainRunStatus) -> ITrainRunStatus:
+    """The status within 32 KiB of JSON: what is least needed is shortened first, and only as far as necessary.
+
+    1. Exact index lists of iterations before the last one become ranges marked `?`; 2. those of all stages; 3. the
+    oldest history goes. Counts, conditions, metrics and the records themselves always stay.
+    """
+    if size_bytes(status) <= STATUS_LIMIT_BYTES:
+        return status
+    status = _coarsen(status, before=status.iteration)
+    if size_bytes(status) > STATUS_LIMIT_BYTES:
+        status = _coarsen(status, before=status.iteration + 1)
+    while size_bytes(status) > STATUS_LIMIT_BYTES and len(status.history) > 1:
+        status = status.model_copy(update={"history": status.history[1:]})
+    return status
+
+
+def size_bytes(status: ITrainRunStatus) -> int:
+    return len(status.model_dump_json(by_alias=True, exclude_none=True).encode())
+
+
+def _coarsen(status: ITrainRunStatus, *, before: int) -> ITrainRunStatus:
+    records = [
+        record.model_copy(update={"shards": coarse_indexes(record.shards)}) if record.iteration < before else record
+        for record in status.completed
+    ]
+    return status.model_copy(update={"completed": records})
+
+
+def coarse_indexes(shards: str | None) -> str | None:
+    """The whole range of an index list that has holes, marked `?`; a list without holes stays as it is."""
+    if not shards or "," not in shards:
+        return shards
+    numbers = [int(number) for number in re.findall(r"[0-9]+", shards)]
+    return f"{min(numbers)}-{max(numbers)}?"
+
+
+def record_indexes(indexes: frozenset[int]) -> str:
+    """The completed indexes for a StageRecord: exact where they fit, else the whole range marked `?`."""
+    exact = format_indexes(indexes)
+    return exact if len(exact) <= INDEXES_LIMIT else str(coarse_indexes(exact))

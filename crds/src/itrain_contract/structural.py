@@ -86,6 +86,9 @@ def _list_type(item: Any) -> Schema:
 
 def _item(annotation: Any, raw: Schema) -> Schema:
     inner = strip_annotated(annotation)
+    text_pattern = getattr(inner, "TEXT_PATTERN", None)
+    if text_pattern:  # a model that is written as one text
+        return {"type": "string", "pattern": text_pattern, "maxLength": 2048}
     return structural_schema(inner) if is_model(inner) else _plain(raw)
 
 
