@@ -1,0 +1,107 @@
+"""`python -m itrain_pipeline <stage>`, and what `itrain` asks of a storage folder. Argv and environment only."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from itrain_contract.layout import RESULT_FILE, shard_prefix
+from itrain_contract.names import ENV_STAGE_INPUT, ExitCode
+from itrain_contract.stages import StageKind
+from itrain_pipeline.errors import ConfigError, DataError, StageError
+from itrain_pipeline.files import write_atomic
+from itrain_pipeline.runtime import Process, StageFunction, configure_logging, run_stage
+from itrain_pipeline.stopsignal import StopFlag
+from itrain_pipeline.store import open_store, purge
+from itrain_pipeline.upstream import StoreUpstream, parse_result, run_results
+
+RUN_FOLDER = re.compile(r"/[a-z][-a-z0-9]*-[A-Za-z0-9]{1,8}/$")
+"""`<run>-<uid8>/` at the end of a run's root: what `purge` dares to delete."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    configure_logging()
+    try:
+        return int(arguments.handler(arguments))
+    except StageError as error:
+        print(f"itrain: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m itrain_pipeline", description="The stages of an ITrainRun.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for kind in StageKind:
+        stage = commands.add_parser(kind.value, help=f"run the {kind.value} stage of one attempt")
+        stage.add_argument("--input", type=Path, help=f"the StageInput file; default: ${ENV_STAGE_INPUT}")
+        stage.set_defaults(handler=_stage, kind=kind)
+    report = commands.add_parser("report", help="write the HTML report of a run from its results")
+    report.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
+    report.add_argument("--out", required=True, type=Path, help="the HTML file to write")
+    report.set_defaults(handler=_report)
+    shown = commands.add_parser("show-result", help="print a stage's result.json")
+    shown.add_argument("--prefix", required=True, type=_folder, help="URI of an attempt's folder")
+    shown.add_argument("--shard", type=int, help="completion index of a sharded stage")
+    shown.set_defaults(handler=_show_result)
+    purged = commands.add_parser("purge", help="delete everything below a run's folder")
+    purged.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
+    purged.set_defaults(handler=_purge)
+    return parser
+
+
+def load_stage(kind: StageKind) -> StageFunction:
+    """The entry of a stage's module, imported now."""
+    function: StageFunction = importlib.import_module(f"itrain_pipeline.stages.{kind.value}").run
+    return function
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    stop = StopFlag()
+    stop.install()
+    return run_stage(
+        arguments.kind, Process(environ=os.environ, load_stage=load_stage, stop=stop), input_path=arguments.input
+    )
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    report = importlib.import_module("itrain_pipeline.evals.report")  # plotting libraries: only here
+    store = open_store(arguments.run_root)
+    results = run_results(store, arguments.run_root)
+    if not results:
+        raise DataError(f"{arguments.run_root} has no finished stage to report on")
+    with tempfile.TemporaryDirectory(prefix="itrain-report-") as cache:
+        upstream = StoreUpstream(store, (), cache=Path(cache))
+        page: str = report.build_report(report.collect_from_results(results, upstream.fetch))
+        write_atomic(arguments.out, page.encode())
+    print(arguments.out)
+    return ExitCode.DONE
+
+
+def _show_result(arguments: argparse.Namespace) -> int:
+    uri = shard_prefix(arguments.prefix, arguments.shard) + RESULT_FILE
+    data = open_store(arguments.prefix).get_bytes(uri)
+    if data is None:
+        raise DataError(f"{uri} does not exist: the attempt did not finish")
+    print(parse_result(data, uri).model_dump_json(by_alias=True, indent=1))
+    return ExitCode.DONE
+
+
+def _purge(arguments: argparse.Namespace) -> int:
+    if not RUN_FOLDER.search(arguments.run_root):
+        raise ConfigError(f"{arguments.run_root!r} is not a run's folder: it ends with <run name>-<uid>/")
+    print(f"deleted {purge(arguments.run_root)} objects below {arguments.run_root}")
+    return ExitCode.DONE
+
+
+def _folder(uri: str) -> str:
+    return uri if uri.endswith("/") else f"{uri}/"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
