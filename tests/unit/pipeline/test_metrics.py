@@ -16,9 +16,11 @@ from itrain_pipeline.evals.metrics import (
     count_errors,
     count_rates,
     difference_se,
+    flat_metrics,
     mean_score,
     paired_gain,
     pooled,
+    score_groups,
 )
 from itrain_pipeline.records import Prediction
 
@@ -123,3 +125,41 @@ def test_predictions_are_counted_by_category_and_class() -> None:
     ]
     assert count_rates(rows) == {"call": Rate(correct=1, n=2), "no_call": Rate(correct=0, n=1)}
     assert count_errors(rows) == {"format": 1, "hallucinated_call": 1}
+
+
+def prediction(benchmark: str, category: str, item: int, correct: bool) -> Prediction:
+    return Prediction(
+        benchmark=benchmark, category=category, id=f"{category}_{item}", point="base", output="", correct=correct
+    )
+
+
+def test_every_metric_has_its_standard_error_and_its_count() -> None:
+    rows = [prediction("dev", "call", i, i < 3) for i in range(4)] + [prediction("dev", "no_call", 0, True)]
+    rows += [prediction("bfcl", "simple_python", i, i < 1) for i in range(2)]
+    flat = flat_metrics(score_groups(rows))
+    assert flat == {
+        "dev/accuracy": 0.8,
+        "dev/accuracy_se": round(math.sqrt(0.8 * 0.2 / 5), 6),
+        "dev/n": 5,
+        "dev/call_accuracy": 0.75,
+        "dev/call_accuracy_se": round(math.sqrt(0.75 * 0.25 / 4), 6),
+        "dev/call_n": 4,
+        "dev/no_call_accuracy": 1.0,
+        "dev/no_call_accuracy_se": 0.0,
+        "dev/no_call_n": 1,
+        "bfcl/accuracy": 0.5,
+        "bfcl/accuracy_se": round(math.sqrt(0.25 / 2), 6),
+        "bfcl/n": 2,
+        "bfcl/simple_python/accuracy": 0.5,
+        "bfcl/simple_python/accuracy_se": round(math.sqrt(0.25 / 2), 6),
+        "bfcl/simple_python/n": 2,
+    }
+
+
+def test_the_v3_groups_appear_once_they_are_whole() -> None:
+    rows = [prediction("bfcl", name, i, i == 0) for name in CATEGORIES for i in range(2)]
+    scores = score_groups(rows)
+    assert scores["bfcl/non_live"].value == pytest.approx(0.5)
+    assert scores["bfcl/live"] == Score(value=0.5, se=pytest.approx(math.sqrt(0.25 / 12)), n=12)
+    assert "bfcl/multi_turn" not in scores
+    assert "bfcl/overall" not in scores

@@ -32,8 +32,8 @@ class ErrorClass(StrEnum):
     EXTRA_PARAMETER = "extra_parameter"
     PARAMETER_TYPE = "parameter_type"
     PARAMETER_VALUE = "parameter_value"
-    CONTEXT_LENGTH = "context_length"
-    """The prompt leaves no room for an answer; counted as wrong, never dropped."""
+    NOT_ASKED = "not_asked"
+    """The prompt leaves no room for an answer or cannot be rendered; counted as wrong, never dropped."""
 
 
 PAPER_SHARES: Mapping[ErrorClass, float] = {ErrorClass.PARAMETER_VALUE: 0.51, ErrorClass.PARAMETER_NAME: 0.26}
@@ -124,9 +124,7 @@ def assign_calls(
     calls: Sequence[ToolCall], gold: Sequence[GoldCall], match: MatchValue = equal_values
 ) -> list[tuple[ToolCall, GoldCall]]:
     """Pairs of answer and gold calls, cheapest differences first, ties in written order; each call once."""
-    costs = sorted(
-        (_cost(call, wanted, match), g, c) for g, wanted in enumerate(gold) for c, call in enumerate(calls)
-    )
+    costs = sorted((_cost(call, wanted, match), g, c) for g, wanted in enumerate(gold) for c, call in enumerate(calls))
     used_gold: set[int] = set()
     used_calls: set[int] = set()
     pairs: list[tuple[int, int]] = []

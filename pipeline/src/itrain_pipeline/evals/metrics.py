@@ -65,6 +65,40 @@ def pooled(rates: Iterable[Rate]) -> Rate:
     return sum(rates, Rate(correct=0, n=0))
 
 
+def score_groups(predictions: Iterable[Prediction]) -> dict[str, Score]:
+    """Every metric of one point by its name, without its suffixes; what is missing has no entry.
+
+    `dev/accuracy`, `dev/call_accuracy`, `dev/no_call_accuracy`; `bfcl/accuracy` (all items, weighted by count),
+    `bfcl/<category>/accuracy` and the v3 groups `bfcl/non_live`, `bfcl/live`.
+    """
+    by_benchmark: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
+    scores: dict[str, Score] = {}
+    for benchmark, rows in by_benchmark.items():
+        rates = count_rates(rows)
+        scores[f"{benchmark}/accuracy"] = pooled(rates.values()).score
+        if benchmark == "dev":
+            scores |= {f"dev/{name}_accuracy": rate.score for name, rate in rates.items()}
+            continue
+        groups = bfcl_v3(rates) if benchmark == "bfcl" else {}
+        scores |= {f"{benchmark}/{name}": score for name, score in groups.items() if score is not None}
+        scores |= {f"{benchmark}/{name}/accuracy": rate.score for name, rate in rates.items()}
+    return scores
+
+
+def flat_metrics(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Metrics as the status reads them: the value, `<name>_se`, and `…/n` beside (`dev/call_n`, `bfcl/n`, …)."""
+    flat: dict[str, float] = {}
+    for name, score in scores.items():
+        flat[name] = round(score.value, 6)
+        flat[f"{name}_se"] = round(score.se, 6)
+        head, _, last = name.rpartition("/")
+        if last.endswith("accuracy"):
+            flat[f"{head}/{last.removesuffix('accuracy')}n"] = score.n
+    return flat
+
+
 def mean_score(scores: Sequence[Score | None]) -> Score | None:
     """The unweighted mean of independent scores, SE = √Σse²/k; None as soon as one is missing."""
     present = [score for score in scores if score is not None]
@@ -131,9 +165,7 @@ def _multi_turn(rates: Mapping[str, Rate]) -> Score | None:
 
 def always_refuse(rates: Mapping[str, Rate]) -> dict[str, Rate]:
     """What a model that never calls would score on the same items: the trivial baseline beside every result."""
-    return {
-        name: Rate(correct=rate.n if name.endswith("irrelevance") else 0, n=rate.n) for name, rate in rates.items()
-    }
+    return {name: Rate(correct=rate.n if name.endswith("irrelevance") else 0, n=rate.n) for name, rate in rates.items()}
 
 
 def difference_se(a: Score, b: Score) -> float:

@@ -1,0 +1,189 @@
+"""The run's report: one HTML file without any outside request, from one frozen value. Pure.
+
+`build_report(data)` writes the page; `verdict(data)` says in words what the run gained, and that it gained nothing
+where the standard errors say so.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from itrain_pipeline.evals.bfcl_data import GOLD_DEFECTS
+from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart
+from itrain_pipeline.evals.collect import collect_from_results
+from itrain_pipeline.evals.metrics import Score, paired_gain
+from itrain_pipeline.evals.report_data import PointResult, ReportData
+from itrain_pipeline.evals.tables import (
+    benchmarks,
+    category_tables,
+    cost_rows,
+    duration,
+    error_tables,
+    percent,
+    search_table,
+    signed,
+)
+
+__all__ = ["Verdict", "build_report", "collect_from_results", "verdict"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def verdict(data: ReportData) -> Verdict:
+    """What the run gained on its metric over the same items: a gain counts from two standard errors on."""
+    measured = [point for point in data.points if data.metric in point.scores]
+    if not measured:
+        return Verdict(headline="Nothing was measured", sentences=(f"No point has the metric {data.metric}.",))
+    first = measured[0]
+    last = next((point for point in measured if point.point == data.best), measured[-1])
+    if first is last:
+        score = first.scores[data.metric]
+        return Verdict(
+            headline=f"{_name(first.point)} scores {percent(score)} on {_metric_name(data.metric)}",
+            sentences=("There is one measured point, so nothing can be compared.",),
+        )
+    gain = _gain(data.metric, first, last)
+    sentences = [
+        f"{_name(first.point)}: {percent(first.scores[data.metric])}; {_name(last.point).lower()}: "
+        f"{percent(last.scores[data.metric])} (accuracy ± standard error). Over the same {gain.n} items the "
+        f"difference is {signed(gain)} points, that is {_in_errors(gain)}."
+    ]
+    warmup = next((point for point in measured if point.point == "warmup"), None)
+    if warmup is not None and warmup not in (first, last):
+        step = _gain(data.metric, warmup, last)
+        word = "of that, the iterations after the warm-up account for" if gain.value > 0 else "since the warm-up:"
+        sentences.append(f"{word[0].upper()}{word[1:]} {signed(step)} points ({_in_errors(step)}).")
+    if last is not measured[-1]:
+        sentences.append(f"Later points scored no better; {_name(last.point).lower()} is the one exported.")
+    return Verdict(headline=_headline(data.metric, gain), sentences=tuple(sentences))
+
+
+def _headline(metric: str, gain: Score) -> str:
+    subject = _metric_name(metric)
+    if abs(gain.value) < 2 * gain.se or gain.value == 0:
+        return f"No measurable change on {subject}: {signed(gain)} points"
+    word = "gained" if gain.value > 0 else "lost"
+    return f"{subject[0].upper()}{subject[1:]} {word} {100 * abs(gain.value):.1f} ± {100 * gain.se:.1f} points"
+
+
+def _gain(metric: str, before: PointResult, after: PointResult) -> Score:
+    """Paired over shared items where the metric is a plain share of items, otherwise a difference of scores."""
+    a, b = (_items(metric, point) for point in (before, after))
+    paired = paired_gain(a, b) if a and b else None
+    if paired is not None:
+        return paired
+    first, second = before.scores[metric], after.scores[metric]
+    return Score(value=second.value - first.value, se=math.hypot(first.se, second.se), n=second.n)
+
+
+def _items(metric: str, point: PointResult) -> dict[str, bool]:
+    """Correctness by item for a metric that is one share of items; empty for means of groups."""
+    benchmark, _, rest = metric.partition("/")
+    rows = point.of(benchmark)
+    if benchmark == "dev" and rest != "accuracy":
+        rows = [row for row in rows if row.category == rest.removesuffix("_accuracy")]
+    elif rest.endswith("/accuracy"):
+        rows = [row for row in rows if row.category == rest.removesuffix("/accuracy")]
+    elif rest != "accuracy":
+        return {}
+    return {f"{row.category}/{row.id}": row.correct for row in rows}
+
+
+def _in_errors(gain: Score) -> str:
+    if gain.se == 0:
+        return "no item changed" if gain.value == 0 else "every item changed alike"
+    return f"{abs(gain.value) / gain.se:.1f} standard errors"
+
+
+_METRIC_NAMES = {
+    "dev/call_accuracy": "exact calls on the dev set",
+    "dev/no_call_accuracy": "rightly refused calls on the dev set",
+    "dev/accuracy": "right answers on the dev set",
+    "bfcl/accuracy": "BFCL, all evaluated items",
+    "bfcl/non_live": "BFCL Non-live (v3)",
+    "bfcl/live": "BFCL Live (v3)",
+}
+
+
+def _metric_name(metric: str) -> str:
+    return _METRIC_NAMES.get(metric, metric)
+
+
+def _name(point: str) -> str:
+    return {"base": "Base model", "warmup": "Warm-up"}.get(point, point.replace("-", " ").capitalize())
+
+
+Chart = tuple[str, str]
+"""Caption and SVG."""
+
+
+def metric_charts(data: ReportData) -> list[Chart]:
+    """A learning curve for each headline metric that some point has."""
+    names = [point.point for point in data.points]
+    wanted = [data.metric, *_METRIC_NAMES]
+    present = {name for point in data.points for name in point.scores}
+    scores = [point.scores for point in data.points]
+    return [
+        (_metric_name(metric), learning_curve(_metric_name(metric), names, [of.get(metric) for of in scores]))
+        for metric in dict.fromkeys(wanted)
+        if metric in present
+    ]
+
+
+def loss_charts(data: ReportData) -> list[Chart]:
+    """One chart for each series of each training; values that are not finite are left out."""
+    charts = []
+    for curve in data.curves:
+        for name, values in curve.series.items():
+            pairs = [(x, y) for x, y in zip(curve.steps, values, strict=True) if math.isfinite(y)]
+            if pairs:
+                xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+                title = f"{curve.title}: {name}"
+                charts.append((title, line_chart(title, [(name, xs, ys)], ylabel=name)))
+    return charts
+
+
+def perplexity_charts(data: ReportData) -> list[Chart]:
+    charts = []
+    for scored in data.perplexities:
+        groups = [(name, values) for name, values in (("call", scored.call), ("no call", scored.no_call)) if values]
+        if groups:
+            title = f"Iteration {scored.iteration}: perplexity"
+            charts.append((title, histogram(title, groups, xlabel="perplexity of the answer")))
+    return charts
+
+
+def build_report(data: ReportData) -> str:
+    """The page. Deterministic: equal data give equal text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        data=data,
+        verdict=verdict(data),
+        point_names=[_name(point.point) for point in data.points],
+        curves=metric_charts(data),
+        categories=category_tables(data),
+        errors=error_tables(data),
+        losses=loss_charts(data),
+        perplexities=perplexity_charts(data),
+        search=search_table(data),
+        costs=cost_rows(data),
+        total_time=duration(math.fsum(cost.seconds for cost in data.costs)),
+        gold_defects=len(GOLD_DEFECTS),
+        has_bfcl="bfcl" in benchmarks(data),
+    )

@@ -1,0 +1,78 @@
+"""What the report shows, as frozen values: nothing here reads a file or draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from itrain_pipeline.evals.metrics import Score, score_groups
+from itrain_pipeline.records import Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointResult:
+    """All judged answers of one point: `base`, `warmup`, `iteration-N`."""
+
+    point: str
+    iteration: int
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        return score_groups(self.predictions)
+
+    def of(self, benchmark: str) -> list[Prediction]:
+        return [p for p in self.predictions if p.benchmark == benchmark]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCurve:
+    """One training's log: `series` by name (`loss`, `margin`), one value per entry of `steps`."""
+
+    title: str
+    steps: tuple[float, ...]
+    series: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perplexities:
+    """Perplexity of every ground-truth answer that an iteration scored."""
+
+    iteration: int
+    call: tuple[float, ...]
+    no_call: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """One iteration's rollout: what its shards counted together."""
+
+    iteration: int
+    counters: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """Time and work of one stage; `seconds` of a sharded stage is that of its slowest shard."""
+
+    stage: str
+    shards: int
+    seconds: float
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything that the page shows. `metric` names what the iterations are compared by."""
+
+    run: str
+    created: str
+    metric: str
+    best: str | None
+    points: tuple[PointResult, ...]
+    curves: tuple[TrainingCurve, ...] = ()
+    perplexities: tuple[Perplexities, ...] = ()
+    searches: tuple[SearchResult, ...] = ()
+    costs: tuple[StageCost, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    """Lineage, versions, precision, hardware: label and value."""

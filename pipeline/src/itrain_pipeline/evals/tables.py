@@ -1,0 +1,137 @@
+"""The report's tables as rows of texts, and how numbers are written. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from itrain_pipeline.evals.bfcl_data import CATEGORIES
+from itrain_pipeline.evals.errors import PAPER_SHARES, ErrorClass
+from itrain_pipeline.evals.metrics import Rate, Score, always_refuse, bfcl_v3, bfcl_v4, count_errors, count_rates
+from itrain_pipeline.evals.report_data import ReportData
+
+
+def percent(score: Score | None) -> str:
+    return "–" if score is None else f"{100 * score.value:.1f} ± {100 * score.se:.1f} %"
+
+
+def signed(gain: Score) -> str:
+    return f"{100 * gain.value:+.1f} ± {100 * gain.se:.1f}".replace("-", "−")
+
+
+def amount(value: float) -> str:
+    """A count with thin spaces, or a number with two decimals."""
+    return f"{value:,.0f}".replace(",", "\u202f") if value == int(value) else f"{value:,.2f}".replace(",", "\u202f")
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def benchmarks(data: ReportData) -> list[str]:
+    return list(dict.fromkeys(p.benchmark for point in data.points for p in point.predictions))
+
+
+def category_tables(data: ReportData) -> list[dict[str, Any]]:
+    """Per benchmark: rows of category, n and the points' rates; BFCL with its groups and the trivial baseline."""
+    tables = []
+    for benchmark in benchmarks(data):
+        rates = [count_rates(point.of(benchmark)) for point in data.points]
+        order = [name for name in (*CATEGORIES, "call", "no_call") if any(name in rate for rate in rates)]
+        order += [name for rate in rates for name in rate if name not in order]
+        refuse = always_refuse(next((rate for rate in rates if rate), {})) if benchmark == "bfcl" else {}
+        rows = [_category_row(name, rates, refuse) for name in dict.fromkeys(order)]
+        tables.append({"benchmark": benchmark, "rows": rows, "groups": _group_rows(rates, refuse) if refuse else []})
+    return tables
+
+
+def _category_row(name: str, rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate]) -> dict[str, Any]:
+    n = max(rate[name].n for rate in rates if name in rate)
+    cells = [percent(rate[name].score) if name in rate else "–" for rate in rates]
+    baseline = f"{100 * refuse[name].accuracy:.1f} %" if name in refuse else ""
+    shown = name.replace("_", " ") if name in ("call", "no_call") else name
+    return {"name": shown, "n": n, "cells": cells, "baseline": baseline}
+
+
+def _group_rows(rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate]) -> list[dict[str, Any]]:
+    rows = []
+    for version, groups in (("v3", bfcl_v3), ("v4", bfcl_v4)):
+        columns = [groups(rate) for rate in (*rates, refuse)]
+        for name in columns[0]:
+            shown = ["missing" if column[name] is None else percent(column[name]) for column in columns]
+            n = max((score.n for score in (column[name] for column in columns) if score), default=0)
+            rows.append(
+                {"name": f"{version} {name.replace('_', '-')}", "n": n, "cells": shown[:-1], "baseline": shown[-1]}
+            )
+        if version == "v4":
+            missing = ["missing"] * len(columns)
+            rows.append({"name": "v4 agentic, overall", "n": 0, "cells": missing[:-1], "baseline": missing[-1]})
+    return rows
+
+
+def error_tables(data: ReportData) -> list[dict[str, Any]]:
+    """Per benchmark: wrong answers by class and point, with the share of all wrong answers of that point."""
+    tables = []
+    for benchmark in benchmarks(data):
+        counts = [count_errors(point.of(benchmark)) for point in data.points]
+        totals = [sum(count.values()) for count in counts]
+        names = [c.value for c in ErrorClass if any(c.value in count for count in counts)]
+        names += sorted({name for count in counts for name in count} - set(names))
+        rows = []
+        for name in names:
+            shares = [count.get(name, 0) / total if total else 0.0 for count, total in zip(counts, totals, strict=True)]
+            cells = [{"count": count.get(name, 0), "share": share} for count, share in zip(counts, shares, strict=True)]
+            paper = PAPER_SHARES.get(ErrorClass(name)) if name in list(ErrorClass) else None
+            rows.append(
+                {"name": name.replace("_", " "), "cells": cells, "paper": paper if benchmark == "bfcl" else None}
+            )
+        tables.append({"benchmark": benchmark, "rows": rows, "totals": totals})
+    return tables
+
+
+def search_table(data: ReportData) -> dict[str, Any]:
+    """Counters by iteration, the ones that matter first."""
+    first = ("trees", "failed_trees", "pairs", "requests", "prefill_computed", "prefill_cached", "decoded")
+    present = {name for search in data.searches for name in search.counters}
+    names = [name for name in first if name in present] + sorted(present - set(first))
+    rows = [
+        {"name": name.replace("_", " "), "cells": [_amount_or_dash(s.counters.get(name)) for s in data.searches]}
+        for name in names
+    ]
+    return {"iterations": [search.iteration for search in data.searches], "rows": rows}
+
+
+def _amount_or_dash(value: float | None) -> str:
+    return "–" if value is None else amount(value)
+
+
+def cost_rows(data: ReportData) -> list[dict[str, Any]]:
+    longest = max((cost.seconds for cost in data.costs), default=0.0)
+    return [
+        {
+            "stage": cost.stage,
+            "shards": cost.shards,
+            "time": duration(cost.seconds),
+            "share": cost.seconds / longest if longest else 0.0,
+            "tokens": _tokens(cost.counters),
+        }
+        for cost in data.costs
+    ]
+
+
+def _tokens(counters: Mapping[str, float]) -> str:
+    parts = [
+        f"{amount(counters[key])} {label}"
+        for key, label in (
+            ("prefill_computed", "read"),
+            ("prefill_cached", "read from cache"),
+            ("decoded", "written"),
+            ("tokens", "trained or scored"),
+        )
+        if counters.get(key)
+    ]
+    return ", ".join(parts) or "–"
