@@ -27,7 +27,7 @@ def open_store(root: str, environ: Mapping[str, str] | None = None) -> Store:
     Raises `ConfigError` for a scheme that is not known, a malformed URI, or an AWS setting that cannot be.
     """
     store = ScopedStore(root, os.environ if environ is None else environ)
-    store.check_root()
+    store.for_scheme(root)
     return store
 
 
@@ -40,9 +40,6 @@ class ScopedStore:
         self._local = LocalStore()
         self._s3: Store | None = None
 
-    def check_root(self) -> None:
-        self._of(self._root)
-
     def put_file(self, path: Path, uri: str) -> ArtifactRef:
         return self._writable(uri).put_file(path, uri)
 
@@ -53,20 +50,21 @@ class ScopedStore:
         self._writable(uri).delete(uri)
 
     def get_file(self, uri: str, path: Path) -> None:
-        self._of(uri).get_file(uri, path)
+        self.for_scheme(uri).get_file(uri, path)
 
     def get_bytes(self, uri: str) -> bytes | None:
-        return self._of(uri).get_bytes(uri)
+        return self.for_scheme(uri).get_bytes(uri)
 
     def list(self, prefix: str) -> list[str]:
-        return self._of(prefix).list(prefix)
+        return self.for_scheme(prefix).list(prefix)
 
     def _writable(self, uri: str) -> Store:
         if not uri.startswith(self._root) or uri == self._root:
             raise ConfigError(f"{uri!r} lies outside of the storage {self._root!r}; stages write only below it")
-        return self._of(uri)
+        return self.for_scheme(uri)
 
-    def _of(self, uri: str) -> Store:
+    def for_scheme(self, uri: str) -> Store:
+        """The store behind a URI, writes not fenced; `ConfigError` when there is none."""
         if uri.startswith(S3_SCHEME):
             if self._s3 is None:
                 from itrain_pipeline.store.s3 import S3Store  # boto3 only where S3 is used
