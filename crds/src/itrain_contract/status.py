@@ -140,15 +140,25 @@ class ITrainRunStatus(SpecModel):
     completed: Annotated[list[StageRecord], Field(max_length=512)] = []
     """Stages that succeeded, in the run's order."""
     retries: int = 0
+    """Failed attempts that were tried again, over the whole run."""
     preemptions: int = 0
+    """Attempts that were disrupted without a fault of theirs; not counted as retries."""
+    failures: int = 0
+    """Failed attempts of the current stage; `retry.limit` bounds them."""
     retry_at: datetime | None = None
-    """When the next attempt may start (back-off)."""
+    """When the next attempt may start (back-off, clean-up of the attempt before)."""
+    attempt_seconds: float = 0.0
+    """Running time of the current attempt."""
+    pending_seconds: float = 0.0
+    """Time that the current attempt waited for nodes or images."""
     running_seconds: float = 0.0
     """Running time so far: suspended and queued time does not count."""
     last_observed_time: datetime | None = None
     best: Best | None = None
     last_iteration: int | None = None
-    """Set once the run decided to stop early: no iteration after this one starts."""
+    """Set once it is decided, by an early stop or because export starts: no iteration after this one starts."""
+    without_gain: int = 0
+    """Iterations in a row whose metric gained too little (`iterations.stopWhen`)."""
     metrics: Annotated[list[Metric], Field(max_length=64)] = []
     history: Annotated[list[IterationHistory], Field(max_length=100)] = []
     gpu_seconds: float = 0.0
