@@ -1,0 +1,260 @@
+"""The `itrain` command. Parsing, printing and exit codes only; the work is in the modules it calls.
+
+Exit codes: 0 done, 2 wrong usage, 64 configuration, 65 data, 70 permanent failure, 75 retries exhausted or another
+`itrain` works on the run, 130 or 143 interrupted (the same command continues).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itrain_contract.loading import SpecError, load_run
+from itrain_contract.names import ExitCode
+from itrain_contract.stages import EXPORT
+from itrain_operator.estimate import Estimate, estimate
+from itrain_operator.localstate import LocalRunError, LockedError
+from itrain_operator.render import write
+
+app = typer.Typer(
+    name="itrain",
+    help="Iterative post-training of tool-calling models: one ITrainRun, on a cluster or on this machine.",
+    epilog="Exit codes: 0 done, 2 usage, 64 configuration, 65 data, 70 permanent failure, 75 retries exhausted or "
+    "busy, 130/143 interrupted (the same command continues).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Output(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="text, or json for programs")]
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="[DIR|NAME]", help="a state folder or a name in .itrain/; default: the latest")
+]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a YAML file with one ITrainRun")]
+
+
+PLAIN_WIDTH = 140
+"""Columns of a table that does not go to a terminal."""
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def say_json(value: object) -> None:
+    say(json.dumps(value, indent=1, default=str))
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    local: Annotated[bool, typer.Option("--local", help="run it here, with child processes")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="state folder; default: .itrain/<name>")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override a field of the spec; repeatable")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget what the state folder knows and start over")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="plain lines even on a terminal")] = False,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE", help="write flat figures as JSON")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Run FILE until it ends; called again, it continues where it stopped."""
+    if not local:
+        raise LocalRunError("running on a cluster needs the operator and `kubectl apply`; on this machine: add --local")
+    from itrain_operator.cli_local import RunOptions, run_locally  # only here: the other commands stay quick
+
+    options = RunOptions(
+        file=file,
+        folder=folder,
+        settings=tuple(settings or ()),
+        fresh=fresh,
+        plain=plain,
+        as_json=output == Output.JSON,
+        summary_file=summary,
+    )
+    raise typer.Exit(run_locally(options, os.environ))
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="YAML files, one ITrainRun each")],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Check files: one line for each problem, with field, value, what is allowed, and the remedy."""
+    found: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            name = load_run(file).metadata.name
+            if output == Output.TEXT:
+                say(f"{file}: valid ({name})")
+        except SpecError as error:
+            for problem in error.problems:
+                found.append(
+                    {
+                        "file": str(file),
+                        "line": problem.line,
+                        "field": problem.field,
+                        "got": problem.got,
+                        "allowed": problem.allowed,
+                        "remedy": problem.remedy,
+                    }
+                )
+                if output == Output.TEXT:
+                    say(f"{file}: {problem}")
+    if output == Output.JSON:
+        say_json({"valid": not found, "problems": found})
+    raise typer.Exit(ExitCode.CONFIG if found else ExitCode.DONE)
+
+
+@app.command()
+def plan(
+    file: FileArgument,
+    explain: Annotated[bool, typer.Option("--explain", help="also what each stage reads, retries and needs")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """The stages of FILE in their order, with pods, GPUs and a bound on GPU-hours; nothing is started."""
+    loaded = load_run(file)
+    made = estimate(loaded.spec)
+    if output == Output.JSON:
+        say_json(_estimate_json(loaded.metadata.name, made))
+        return
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    write(console, _plan_table(made, explain=explain), "")
+    write(console, f"{len(made.stages)} stages, {made.pods} pods, at most {made.peak_gpus} GPUs at a time")
+    bound = "no bound on GPU-hours" if made.gpu_hours_bound is None else f"at most {made.gpu_hours_bound:.1f} GPU-hours"
+    write(console, f"{bound} ({made.bound_by})")
+    if loaded.spec.iterations.stop_when is not None:
+        write(console, "iterations.stopWhen may end the run earlier")
+
+
+def _plan_table(made: Estimate, *, explain: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for heading in ("pods", "at a time", "GPUs each"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if explain:
+        for heading in ("quorum", "retries", "deadline"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("reads", overflow="fold")
+    for stage in made.stages:
+        cells = [str(stage.ref), str(stage.pods), str(stage.parallel), str(stage.gpus)]
+        if explain:
+            deadline = "–" if stage.deadline_s is None else f"{stage.deadline_s} s"
+            reads = "every stage" if stage.ref == EXPORT else " ".join(str(ref) for ref in stage.reads) or "–"
+            cells += [str(stage.quorum), str(stage.retries), deadline, reads]
+        table.add_row(*cells)
+    return table
+
+
+def _estimate_json(name: str, made: Estimate) -> dict[str, Any]:
+    return {
+        "name": name,
+        "stages": [
+            {
+                "stage": stage.ref.kind.value,
+                "iteration": stage.ref.iteration,
+                "pods": stage.pods,
+                "parallel": stage.parallel,
+                "gpus": stage.gpus,
+                "quorum": stage.quorum,
+                "retries": stage.retries,
+                "deadlineSeconds": stage.deadline_s,
+                "reads": [str(ref) for ref in stage.reads],
+            }
+            for stage in made.stages
+        ],
+        "pods": made.pods,
+        "peakGpus": made.peak_gpus,
+        "gpuHoursBound": made.gpu_hours_bound,
+        "boundBy": made.bound_by,
+    }
+
+
+@app.command()
+def status(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
+    """Where a local run is: its stages, the learning curve, and whether an `itrain` works on it."""
+    from itrain_operator.cli_inspect import show_status
+
+    show_status(run, as_json=output == Output.JSON)
+
+
+@app.command()
+def logs(
+    run: RunArgument = None,
+    stage: Annotated[str | None, typer.Option(help="only this stage, as in rollout or i2/rollout")] = None,
+    shard: Annotated[int | None, typer.Option(help="only this shard")] = None,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="last lines of each log")] = 40,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="keep printing until the run's process ends")] = False,
+) -> None:
+    """The output of a local run's processes; without options, that of the newest stage."""
+    from itrain_operator.cli_inspect import show_logs
+
+    show_logs(run, stage=stage, shard=shard, lines=lines, follow=follow)
+
+
+@app.command()
+def report(
+    run: RunArgument = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="where to write the HTML")] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Write the HTML report of a run from the results it has so far."""
+    from itrain_operator.cli_inspect import make_report
+
+    path = make_report(run, out=out, environ=os.environ)
+    if output == Output.JSON:
+        say_json({"report": str(path)})
+    else:
+        say(str(path))
+    if open_it:
+        typer.launch(path.resolve().as_uri())
+
+
+@app.command()
+def version(output: OutputOption = Output.TEXT) -> None:
+    """The version of this command and of the contract."""
+    versions = {"itrain": package_version("itrain-operator"), "contract": package_version("itrain-contract")}
+    if output == Output.JSON:
+        say_json(versions)
+    else:
+        say(f"itrain {versions['itrain']}")
+
+
+def main() -> None:
+    """The console script: every foreseen error becomes one line and an exit code."""
+    try:
+        app()
+    except SpecError as error:
+        _fail(str(error), ExitCode.CONFIG)
+    except LockedError as error:
+        _fail(str(error), ExitCode.RETRYABLE)
+    except LocalRunError as error:
+        _fail(str(error), ExitCode.CONFIG)
+    except OSError as error:
+        _fail(f"{error.filename or 'input'}: {error.strerror or error}", ExitCode.CONFIG)
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write("".join(f"itrain: {line}\n" for line in message.splitlines()))
+    raise SystemExit(int(code))

@@ -1,0 +1,277 @@
+"""`itrain run --local`: from a file to a finished run, and what is said at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from itrain_contract.loading import load_run
+from itrain_contract.names import ExitCode, Phase, Reason
+from itrain_contract.stages import StageRef
+from itrain_contract.status import ITrainRunStatus
+from itrain_operator.display import Display, LiveDisplay, PlainDisplay
+from itrain_operator.local import Command, LocalBackend
+from itrain_operator.localfigures import exported_report, finished_figures
+from itrain_operator.localmachine import this_machine
+from itrain_operator.localrun import Ending, LocalRun
+from itrain_operator.localsignals import Signals
+from itrain_operator.localspec import absolute_paths, edited, override, storage_root
+from itrain_operator.localstate import LocalRunError, StateFolder, StoredRun, new_run, resource, write_atomic
+from itrain_operator.localview import Live, build_view
+from itrain_operator.observed import Observed
+from itrain_operator.points import Point, StageFigures, points, summary
+from itrain_operator.render import curve_table, write
+
+ENV_PYTHON = "ITRAIN_PYTHON"
+FRAME_S = 0.2
+
+EXIT_BY_REASON = {
+    Reason.INVALID_SPEC: ExitCode.CONFIG,
+    Reason.CONFIG_ERROR: ExitCode.CONFIG,
+    Reason.IMMUTABLE_FIELD_CHANGED: ExitCode.CONFIG,
+    Reason.DATA_ERROR: ExitCode.DATA,
+    Reason.RETRIES_EXHAUSTED: ExitCode.RETRYABLE,
+}
+"""Exit code of a failed run by its reason; every other reason is permanent (70)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The command's options."""
+
+    file: Path
+    folder: Path | None = None
+    settings: tuple[str, ...] = ()
+    fresh: bool = False
+    plain: bool = False
+    as_json: bool = False
+    summary_file: Path | None = None
+
+
+def pipeline_command(environ: Mapping[str, str]) -> Command:
+    """`python -m itrain_pipeline <stage>` by ITRAIN_PYTHON, or by the Python that runs `itrain`."""
+    python = pipeline_python(environ)
+    return lambda stage: [python, "-m", "itrain_pipeline", stage]
+
+
+def pipeline_python(environ: Mapping[str, str]) -> str:
+    return environ.get(ENV_PYTHON) or sys.executable
+
+
+def open_run(options: RunOptions) -> tuple[StateFolder, StoredRun]:
+    """The run of a file in its state folder: found and updated, or made. The caller holds the folder's lock.
+
+    Raises SpecError for a bad file or an edit that is not allowed.
+    """
+    wanted = override(load_run(options.file), list(options.settings))
+    spec = absolute_paths(wanted.spec, Path.cwd())
+    folder = state_folder(options, wanted.metadata.name)
+    if options.fresh:
+        folder.clear()
+    if not folder.exists:
+        now = datetime.now(UTC)
+        run = new_run(name=wanted.metadata.name, uid=str(uuid.uuid4()), spec=spec, source=str(options.file), now=now)
+        folder.save_run(run)
+        return folder, run
+    stored = folder.run()
+    if stored.name != wanted.metadata.name:
+        raise LocalRunError(
+            f"{folder.path} holds the run {stored.name!r}, not {wanted.metadata.name!r}: "
+            "give another --dir, or --fresh to forget it"
+        )
+    run = edited(stored, spec, folder.status().phase, str(options.file))
+    if run is not stored:
+        folder.save_run(run)
+    return folder, run
+
+
+def state_folder(options: RunOptions, name: str) -> StateFolder:
+    return StateFolder(options.folder or Path(".itrain") / name)
+
+
+def run_locally(options: RunOptions, environ: Mapping[str, str]) -> int:
+    """Run or continue a run until it ends; returns the exit code. Raises SpecError and LocalRunError before a start."""
+    name = load_run(options.file).metadata.name
+    with state_folder(options, name).lock():
+        folder, stored = open_run(options)
+        session = Session(folder=folder, stored=stored, options=options, environ=environ)
+        return session.run()
+
+
+class Session:
+    """One `itrain run`: the loop with its display, then the closing words."""
+
+    def __init__(
+        self, *, folder: StateFolder, stored: StoredRun, options: RunOptions, environ: Mapping[str, str]
+    ) -> None:
+        self._folder = folder
+        self._stored = stored
+        self._options = options
+        self._environ = environ
+        self._figures: dict[StageRef, StageFigures] = {}
+        self._progress = Console(stderr=True)
+        self._out = Console()
+        live = self._progress.is_terminal and not options.plain
+        self._display: Display = LiveDisplay(self._progress) if live else PlainDisplay(_to_stderr, time.monotonic)
+
+    def run(self) -> int:
+        storage = storage_root(self._stored.spec, self._folder.path)
+        with Signals() as signals, self._display:
+            backend = LocalBackend(
+                self._folder,
+                machine=this_machine(self._environ),
+                command=pipeline_command(self._environ),
+                environ=self._environ,
+                clock=time.time,
+                on_event=self._display.event,
+            )
+            try:
+                loop = LocalRun(
+                    stored=self._stored,
+                    storage=storage,
+                    backend=backend,
+                    clock=time.time,
+                    attention=Frames(signals, self._display),
+                    watch=self._watch,
+                )
+                ending, status = loop.run(self._folder.status())
+            finally:
+                backend.close()
+        return self._close(ending, status, signals)
+
+    def _watch(self, status: ITrainRunStatus, observed: Observed, stopping: bool) -> None:
+        self._figures = finished_figures(self._folder, self._stored.name, status, self._figures)
+        view = build_view(
+            name=self._stored.name,
+            spec=self._stored.spec,
+            status=status,
+            figures=self._figures,
+            live=current_live(status, observed, time.time()),
+            elapsed_s=status.running_seconds,
+            stopping=stopping,
+        )
+        self._display.show(view, stopping=stopping)
+
+    def _close(self, ending: Ending, status: ITrainRunStatus, signals: Signals) -> int:
+        curve = points(self._figures.values(), warmed_up=warmed_up(self._figures))
+        report = self._place_report(status)
+        figures = summary(
+            list(self._figures.values()), seconds_total=status.running_seconds, warmed_up=warmed_up(self._figures)
+        )
+        if self._options.summary_file is not None:
+            write_atomic(self._options.summary_file, _json({**figures, "phase": status.phase.value}))
+        if self._options.as_json:
+            document = resource(self._stored, status) | {"points": _curve_json(curve), "summary": figures}
+            sys.stdout.write(_json(document).decode())
+        else:
+            self._say(ending, status, curve, report)
+        if ending == Ending.INTERRUPTED:
+            return signals.exit_code
+        return exit_code(status)
+
+    def _place_report(self, status: ITrainRunStatus) -> Path | None:
+        """Export's report, copied to where a person finds it: `report.html` in the state folder."""
+        exported = exported_report(self._folder, self._stored.name, status)
+        if exported is None:
+            return None
+        place = self._folder.path / "report.html"
+        if exported.resolve() != place.resolve():
+            write_atomic(place, exported.read_bytes())
+        return place
+
+    def _say(self, ending: Ending, status: ITrainRunStatus, curve: list[Point], report: Path | None) -> None:
+        again = f"itrain run {self._options.file} --local"
+        if self._options.folder is not None:
+            again += f" --dir {self._options.folder}"
+        if curve:
+            write(self._out, "", curve_table(curve, best=best_point(status)), "")
+        if report is not None:
+            write(self._out, f"report  {report}")
+        if ending == Ending.INTERRUPTED:
+            write(self._out, f"stopped; finished work is kept. Continue with: {again}")
+        elif ending == Ending.SUSPENDED:
+            write(self._out, f"suspended by spec.suspend. Continue with: {again} --set suspend=false")
+        elif status.phase == Phase.FAILED:
+            write(self._out, f"failed ({status.reason.value}): {status.message}")
+            write(self._out, f"logs: itrain logs {self._folder.path}    start over: {again} --fresh")
+
+
+class Frames:
+    """Waits in frames, so that the screen moves while nothing happens."""
+
+    def __init__(self, signals: Signals, display: Display) -> None:
+        self._signals = signals
+        self._display = display
+
+    @property
+    def stops(self) -> int:
+        return self._signals.stops
+
+    def wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._signals.wait(min(FRAME_S, left)):
+                return
+            self._display.animate()
+
+
+def current_live(status: ITrainRunStatus, observed: Observed, now: float) -> Live | None:
+    """The current stage's newest job as live figures; None when it has none."""
+    if status.stage is None:
+        return None
+    views = [v for v in observed.ours() if (v.ref.kind, v.attempt) == (status.stage, status.attempt)]
+    views = [v for v in views if v.ref.iteration in (status.iteration, 0)]
+    if not views:
+        return None
+    view = max(views, key=lambda v: v.ref.iteration)
+    started = view.started.timestamp() if view.started else now
+    return Live(
+        done=view.progress_done,
+        total=view.progress_total,
+        text=view.progress_text,
+        seconds=max(0.0, now - started),
+        running=view.active,
+        shards_done=view.succeeded,
+        shards=view.shards,
+    )
+
+
+def best_point(status: ITrainRunStatus) -> str:
+    if status.best is None:
+        return ""
+    return f"iteration_{status.best.iteration}" if status.best.iteration else "warmup"
+
+
+def warmed_up(figures: Mapping[StageRef, StageFigures]) -> bool:
+    return any(ref.kind.value == "warmup" for ref in figures)
+
+
+def exit_code(status: ITrainRunStatus) -> int:
+    """0 succeeded, 64 configuration, 65 data, 70 permanent, 75 retries exhausted or not finished."""
+    if status.phase == Phase.SUCCEEDED:
+        return ExitCode.DONE
+    if status.phase == Phase.FAILED:
+        return EXIT_BY_REASON.get(status.reason, ExitCode.PERMANENT)
+    return ExitCode.RETRYABLE
+
+
+def _curve_json(curve: list[Point]) -> list[dict[str, Any]]:
+    return [{"point": point.name, "metrics": dict(point.metrics)} for point in curve]
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, default=str) + "\n").encode()
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

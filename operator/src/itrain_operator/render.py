@@ -1,0 +1,118 @@
+"""Views of a run for a terminal, with rich; plain text elsewhere is in `localview.plain_lines`."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from itrain_contract.names import Phase
+from itrain_operator.localview import LineState, StageLine, View, duration
+from itrain_operator.points import Point, count_of, shown_metrics
+
+PHASE_STYLE = {
+    Phase.SUCCEEDED: "bold green",
+    Phase.FAILED: "bold red",
+    Phase.SUSPENDED: "bold yellow",
+}
+MARKS = {
+    LineState.PLANNED: ("·", "dim"),
+    LineState.WAITING: ("…", "yellow"),
+    LineState.DONE: ("✓", "green"),
+    LineState.FAILED: ("✗", "red"),
+    LineState.INTERRUPTED: ("‖", "yellow"),
+}
+NARROW = 72
+"""Columns below which progress bars give way to the text."""
+
+
+def header(view: View) -> Text:
+    text = Text()
+    text.append(view.name, style="bold")
+    text.append(f"  {view.phase.value}", style=PHASE_STYLE.get(view.phase, "cyan"))
+    if view.iteration_text:
+        text.append(f"  iteration {view.iteration_text}")
+    text.append(f"  {duration(view.elapsed_s)}", style="dim")
+    return text
+
+
+def stage_table(view: View, *, width: int, spinner: Spinner | None = None) -> Table:
+    """Every stage a row: mark, name, time, bar while it runs, and what it said."""
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1)
+    table.add_column(no_wrap=True, min_width=22)
+    table.add_column(justify="right", min_width=6, no_wrap=True)
+    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for line in view.lines:
+        table.add_row(_mark(line, spinner), _title(line), _time(line), _detail(line, width))
+    return table
+
+
+def _mark(line: StageLine, spinner: Spinner | None) -> RenderableType:
+    if line.state == LineState.RUNNING:
+        return spinner or Text("»", style="cyan")
+    mark, style = MARKS[line.state]
+    return Text(mark, style=style)
+
+
+def _title(line: StageLine) -> Text:
+    styles = {LineState.PLANNED: "dim", LineState.RUNNING: "bold"}
+    text = Text(line.title, style=styles.get(line.state, ""))
+    if line.attempt > 1 and line.state != LineState.PLANNED:
+        text.append(f" (attempt {line.attempt})", style="yellow")
+    return text
+
+
+def _time(line: StageLine) -> Text:
+    return Text("" if line.state == LineState.PLANNED or not line.seconds else duration(line.seconds), style="dim")
+
+
+def _detail(line: StageLine, width: int) -> RenderableType:
+    live = line.live
+    if line.state != LineState.RUNNING or not live.total:
+        return Text(line.note, style="dim" if line.state == LineState.DONE else "")
+    eta = f" {duration(live.eta_s)} left" if live.eta_s is not None else ""
+    words = Text(f"{100 * live.done // live.total:3d}%{eta}  {line.note}")
+    if width < NARROW:
+        return words
+    row = Table.grid(padding=(0, 1))
+    row.add_column(width=20)
+    row.add_column(no_wrap=True, overflow="ellipsis")
+    row.add_row(ProgressBar(total=live.total, completed=min(live.done, live.total), width=20), words)
+    return row
+
+
+def screen(view: View, *, width: int, hint: str, spinner: Spinner | None = None) -> Group:
+    """The live screen: header, stages, and what the keys do."""
+    parts: list[RenderableType] = [header(view), stage_table(view, width=width, spinner=spinner)]
+    if view.message:
+        parts.append(Text(view.message, style="red" if view.phase == Phase.FAILED else "yellow"))
+    if hint:
+        parts.append(Text(hint, style="dim"))
+    return Group(*parts)
+
+
+def curve_table(curve: list[Point], *, best: str = "") -> Table:
+    """The learning curve: a row per point; accuracy ± standard error and n per benchmark."""
+    names = shown_metrics(curve)
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2), header_style="bold")
+    table.add_column("")
+    for name in names:
+        table.add_column(name.removesuffix("/accuracy").replace("_accuracy", "").replace("/", " "), justify="right")
+        table.add_column("n", justify="right", style="dim")
+    for point in curve:
+        cells = [Text(point.label, style="bold green" if point.name == best else "")]
+        for name in names:
+            value, se = point.metrics.get(name), point.metrics.get(f"{name}_se")
+            shown = "–" if value is None else f"{value:.3f}" + (f" ± {se:.3f}" if se is not None else "")
+            n = count_of(point.metrics, name)
+            cells += [Text(shown), Text("" if n is None else str(n))]
+        table.add_row(*cells)
+    return table
+
+
+def write(console: Console, *parts: RenderableType) -> None:
+    for part in parts:
+        console.print(part, highlight=False, soft_wrap=isinstance(part, (str, Text)))
