@@ -22,6 +22,7 @@ from itrain_pipeline.evals.tables import (
     duration,
     error_tables,
     percent,
+    point_name,
     search_table,
     signed,
 )
@@ -47,12 +48,12 @@ def verdict(data: ReportData) -> Verdict:
     if first is last:
         score = first.scores[data.metric]
         return Verdict(
-            headline=f"{_name(first.point)} scores {percent(score)} on {_metric_name(data.metric)}",
+            headline=f"{point_name(first.point)} scores {percent(score)} on {_metric_name(data.metric)}",
             sentences=("There is one measured point, so nothing can be compared.",),
         )
     gain = _gain(data.metric, first, last)
     sentences = [
-        f"{_name(first.point)}: {percent(first.scores[data.metric])}; {_name(last.point).lower()}: "
+        f"{point_name(first.point)}: {percent(first.scores[data.metric])}; {point_name(last.point).lower()}: "
         f"{percent(last.scores[data.metric])} (accuracy ± standard error). Over the same {gain.n} items the "
         f"difference is {signed(gain)} points, that is {_in_errors(gain)}."
     ]
@@ -62,7 +63,7 @@ def verdict(data: ReportData) -> Verdict:
         word = "of that, the iterations after the warm-up account for" if gain.value > 0 else "since the warm-up:"
         sentences.append(f"{word[0].upper()}{word[1:]} {signed(step)} points ({_in_errors(step)}).")
     if last is not measured[-1]:
-        sentences.append(f"Later points scored no better; {_name(last.point).lower()} is the one exported.")
+        sentences.append(f"Later points scored no better; {point_name(last.point).lower()} is the one exported.")
     return Verdict(headline=_headline(data.metric, gain), sentences=tuple(sentences))
 
 
@@ -115,10 +116,6 @@ _METRIC_NAMES = {
 
 def _metric_name(metric: str) -> str:
     return _METRIC_NAMES.get(metric, metric)
-
-
-def _name(point: str) -> str:
-    return {"base": "Base model", "warmup": "Warm-up"}.get(point, point.replace("-", " ").capitalize())
 
 
 Chart = tuple[str, str]
@@ -175,7 +172,7 @@ def build_report(data: ReportData) -> str:
     return environment.get_template("report.html.jinja").render(
         data=data,
         verdict=verdict(data),
-        point_names=[_name(point.point) for point in data.points],
+        point_names=[point_name(point.point) for point in data.points],
         curves=metric_charts(data),
         categories=category_tables(data),
         errors=error_tables(data),

@@ -11,6 +11,11 @@ from itrain_pipeline.evals.metrics import Rate, Score, always_refuse, bfcl_v3, b
 from itrain_pipeline.evals.report_data import ReportData
 
 
+def point_name(point: str) -> str:
+    """A point for readers: `iteration-2` is "Iteration 2"."""
+    return {"base": "Base model", "warmup": "Warm-up"}.get(point, point.replace("-", " ").capitalize())
+
+
 def percent(score: Score | None) -> str:
     return "–" if score is None else f"{100 * score.value:.1f} ± {100 * score.se:.1f} %"
 

@@ -1,0 +1,289 @@
+"""evaluate: greedy answers of each point on the dev set and the benchmarks, judged and counted.
+
+Finished batches lie in the work area, so a restarted attempt asks only what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from itrain_contract.spec import DataSpec, ModelSpec
+from itrain_contract.stageio import StageInput, StageResult
+from itrain_contract.stages import StageKind
+from itrain_contract.stagespec import EvaluateStage
+from itrain_pipeline.data.rendering import Renderer
+from itrain_pipeline.engine import open_engine
+from itrain_pipeline.errors import ConfigError, DataError, Interrupted
+from itrain_pipeline.evals import bfcl
+from itrain_pipeline.evals.collect import prediction_file
+from itrain_pipeline.evals.contamination import overlap
+from itrain_pipeline.evals.metrics import count_errors, flat_metrics, score_groups
+from itrain_pipeline.evals.questions import (
+    Answer,
+    Question,
+    ReadAnswer,
+    bfcl_questions,
+    dev_questions,
+    not_asked,
+    predict,
+)
+from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
+from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
+
+BATCH = 64
+"""Questions in flight together; a batch is what a restart may lose."""
+BASE_PREFIX = "base/"
+
+EngineOpener = Callable[..., Engine]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One state of the model: its name and its adapter, None for the bare base model."""
+
+    name: str
+    adapter: Path | None
+
+
+def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = open_engine) -> StageOutput:
+    """Evaluate the points of this iteration (iteration 0: base and warm-up)."""
+    stage = EvaluateStage.model_validate(stage_input.spec["stage"])
+    model = ModelSpec.model_validate(stage_input.spec["model"])
+    data = DataSpec.model_validate(stage_input.spec["data"])
+    if "apibank" in stage.benchmarks:
+        raise ConfigError("stages.evaluate.benchmarks: apibank is not supported yet; allowed are dev and bfcl")
+    prepare = _prepare_result(ports.upstream)
+    model_dir = ports.upstream.fetch_folder(prepare, "model/")
+    renderer = load_renderer(model_dir, data.call_format, trust_remote_code=model.trust_remote_code)
+    check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
+    questions, info = build_questions(stage, prepare, ports.upstream, renderer)
+    points = plan_points(ports.upstream, stage_input.iteration)
+    engine = engine_opener(
+        stage.engine,
+        model_dir,
+        dtype=stage_input.spec.get("precision", "auto"),
+        trust_remote_code=model.trust_remote_code,
+    )
+    asker = Asker(
+        engine=engine,
+        renderer=renderer,
+        read=answer_reader(data.call_format),
+        max_new_tokens=stage.max_new_tokens,
+        stop_ids=stop_token_ids(model_dir, renderer),
+    )
+    found = asyncio.run(ask_points(asker, points, questions, ports))
+    counters = engine.counters()
+    return build_output(
+        found,
+        ports.scratch,
+        counters={
+            "requests": counters.requests,
+            "prefill_computed": counters.prefill_computed,
+            "prefill_cached": counters.prefill_cached,
+            "decoded": counters.decoded,
+        },
+        info={**info, "template_sha256": renderer.template_sha256},
+    )
+
+
+def plan_points(upstream: Upstream, iteration: int) -> tuple[Point, ...]:
+    """The points of an iteration. Iteration 0 has the base model and, where there is an adapter, what it starts from.
+
+    Raises DataError when a later iteration has no adapter.
+    """
+    if iteration > 0:
+        trained = _adapter_of(upstream.results(StageKind.TRAIN, iteration), upstream)
+        if trained is None:
+            raise DataError(f"iteration {iteration} has no adapter to evaluate: train left none")
+        return (Point(name=f"iteration-{iteration}", adapter=trained),)
+    points = [Point(name="base", adapter=None)]
+    for kind, name in ((StageKind.WARMUP, "warmup"), (StageKind.PREPARE, "resumed")):
+        adapter = _adapter_of(upstream.results(kind), upstream)
+        if adapter is not None:
+            return (*points, Point(name=name, adapter=adapter))
+    return tuple(points)
+
+
+def _adapter_of(results: Sequence[StageResult], upstream: Upstream) -> Path | None:
+    result = next((r for r in results if r.has_adapter), None)
+    return None if result is None else upstream.fetch_folder(result, "adapter/")
+
+
+def _prepare_result(upstream: Upstream) -> StageResult:
+    results = upstream.results(StageKind.PREPARE)
+    if not results:
+        raise DataError("evaluate has no prepare result upstream")
+    return results[0]
+
+
+def load_renderer(
+    model_dir: Path, call_format: Literal["pythonic", "hermes", "llama"], *, trust_remote_code: bool
+) -> Renderer:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(model_dir), local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    return Renderer(tokenizer, call_format)
+
+
+def check_template(manifest: Path, renderer: Renderer) -> None:
+    """DataError when prompts would be rendered otherwise than `prepare` rendered them (method document, trap 7)."""
+    made = json.loads(manifest.read_text(encoding="utf-8")).get("template_sha256")
+    if made != renderer.template_sha256:
+        raise DataError(
+            f"manifest.json: template_sha256 is {made}, the model's tokenizer gives {renderer.template_sha256}: "
+            "prepare and evaluate run different versions; prepare again"
+        )
+
+
+def stop_token_ids(model_dir: Path, renderer: Renderer) -> tuple[int, ...]:
+    """The end of a turn and every end-of-sequence token of the model's generation configuration."""
+    path = model_dir / "generation_config.json"
+    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return tuple(dict.fromkeys((renderer.end_of_turn_id, *map(int, listed))))
+
+
+def build_questions(
+    stage: EvaluateStage, prepare: StageResult, upstream: Upstream, renderer: Renderer
+) -> tuple[list[Question], dict[str, str]]:
+    """All questions in their order, and what is to be known about them. `limit` holds for BFCL, not for the dev set."""
+    questions: list[Question] = []
+    info: dict[str, str] = {}
+    train = [(e.messages, e.tools) for e in _examples(prepare, upstream, "train.jsonl")]
+    if "dev" in stage.benchmarks:
+        examples = _examples(prepare, upstream, "dev.jsonl")
+        questions += dev_questions(examples)
+        info["overlap_dev"] = str(overlap([(e.messages, e.tools) for e in examples], train))
+    if "bfcl" in stage.benchmarks:
+        items = bfcl.load_items(stage.categories, stage.limit)
+        questions += bfcl_questions(items, renderer)
+        info["bfcl_eval"] = bfcl.official().version
+        info["overlap_bfcl"] = str(overlap([(i.messages, i.functions) for i in items], train))
+    if not questions:
+        raise DataError("nothing to evaluate: dev.jsonl is empty and bfcl is not among stages.evaluate.benchmarks")
+    return questions, info
+
+
+def _examples(prepare: StageResult, upstream: Upstream, name: str) -> list[Example]:
+    return list(read_jsonl(upstream.fetch(prepare.outputs[name]), Example))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """What one question needs to be asked and judged."""
+
+    engine: Engine
+    renderer: Renderer
+    read: ReadAnswer
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+
+    async def ask(self, question: Question, point: str) -> Prediction:
+        """Greedy. A prompt without room for an answer is counted as wrong; every other error is raised."""
+        limit = self.engine.max_model_len
+        if question.obstacle:
+            return not_asked(question, point, question.obstacle)
+        if len(question.prompt_ids) >= limit:
+            reason = f"the prompt has {len(question.prompt_ids)} tokens, the model's context is {limit}"
+            return not_asked(question, point, reason)
+        params = SamplingParams(
+            seeds=(0,), temperature=0.0, max_tokens=self.max_new_tokens, stop_token_ids=self.stop_ids
+        )
+        (completion,) = await self.engine.generate(question.prompt_ids, params)
+        ids = completion.token_ids
+        if ids and ids[-1] in self.stop_ids:
+            ids = ids[:-1]
+        note = f"cut after {len(ids)} tokens" if completion.finish_reason == "length" else ""
+        return predict(question, point, self.renderer.answer_text(ids), self.read, note=note)
+
+
+async def ask_points(
+    asker: Asker, points: Sequence[Point], questions: Sequence[Question], ports: Ports
+) -> dict[str, list[Prediction]]:
+    """Every question at every point, in the questions' order. Closes the engine, whatever happens."""
+    found: dict[str, list[Prediction]] = {}
+    total = len(points) * len(questions)
+    try:
+        for at, point in enumerate(points):
+            asker.engine.load_adapter(point.name, point.adapter)
+            found[point.name] = await ask_point(asker, point.name, questions, ports, (at * len(questions), total))
+    finally:
+        await asker.engine.aclose()
+    return found
+
+
+async def ask_point(
+    asker: Asker, point: str, questions: Sequence[Question], ports: Ports, progress: tuple[int, int]
+) -> list[Prediction]:
+    """One point, batch by batch; what an earlier attempt finished is read from the work area.
+
+    `progress` = (questions before this point, questions of all points). Raises Interrupted once asked to stop.
+    """
+    batches = ports.work.names(f"{point}/")
+    done = {(p.benchmark, p.category, p.id): p for name in batches for p in _finished(ports, name)}
+    # By length, so that a batch wastes little on padding; the order of the results is that of the questions.
+    left = sorted((q for q in questions if q.key not in done), key=lambda q: len(q.prompt_ids))
+    before, total = progress
+    for start in range(0, len(left), BATCH):
+        if ports.stop.is_set():
+            raise Interrupted(f"stopped at {point}; {len(done)} of {len(questions)} answers are saved")
+        ports.progress.update(before + len(done), total, point)
+        batch = await asyncio.gather(*(asker.ask(question, point) for question in left[start : start + BATCH]))
+        name = f"{point}/batch-{len(batches) + start // BATCH:05d}.jsonl"
+        path = ports.work.local / name
+        write_jsonl(path, batch)
+        ports.work.put(name, path)
+        done.update({(p.benchmark, p.category, p.id): p for p in batch})
+    ports.progress.update(before + len(done), total, point)
+    return [done[question.key] for question in questions]
+
+
+def _finished(ports: Ports, name: str) -> list[Prediction]:
+    path = ports.work.get(name)
+    return [] if path is None else list(read_jsonl(path, Prediction))
+
+
+def build_output(
+    found: Mapping[str, Sequence[Prediction]], folder: Path, *, counters: Mapping[str, float], info: Mapping[str, str]
+) -> StageOutput:
+    """Predictions as files, metrics by name. The last point has plain names; a base before it only its headlines,
+    since the operator reads metrics from a termination message of 4 KiB."""
+    outputs: dict[str, Path] = {}
+    metrics: dict[str, float] = {}
+    *_, plain = found
+    for point, predictions in found.items():
+        path = folder / prediction_file(point)
+        write_jsonl(path, predictions)
+        outputs[path.name] = path
+        flat = flat_metrics(score_groups(predictions))
+        if point != plain:
+            flat = {f"{BASE_PREFIX}{name}": value for name, value in flat.items() if name.count("/") == 1}
+        metrics |= flat
+    counted: dict[str, float] = dict(counters)
+    for benchmark in dict.fromkeys(p.benchmark for p in found[plain]):
+        errors = count_errors(p for p in found[plain] if p.benchmark == benchmark)
+        counted |= {f"errors_{benchmark}_{name}": count for name, count in errors.items()}
+    return StageOutput(
+        metrics=metrics,
+        outputs=outputs,
+        counters=counted,
+        info={**info, "point": plain, "points": ",".join(found)},
+        message=f"evaluated {', '.join(found)} on {len(found[plain])} items",
+    )
+
+
+def answer_reader(call_format: str) -> ReadAnswer:
+    """Our parser as evaluation uses it."""
+    from itrain_pipeline.toolcalls.parse import parse
+
+    def read(text: str, tools: Sequence[Mapping[str, Any]]) -> Answer:
+        raise NotImplementedError
+
+    return read
