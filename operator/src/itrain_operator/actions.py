@@ -30,7 +30,6 @@ class EventReason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
-    EXPIRED = "Expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,130 @@
+"""What the status tells of the stage under way and of the stages behind: progress, current Job, history. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from itrain_contract.layout import format_indexes
+from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.stages import StageKind, StageRef, shard_count
+from itrain_contract.status import (
+    INDEXES_LIMIT,
+    CurrentJob,
+    IterationHistory,
+    ITrainRunStatus,
+    Metric,
+    Progress,
+    StageRecord,
+    record_indexes,
+)
+from itrain_operator.observed import JobView
+
+METRIC_NAME_LIMIT = 63
+STATUS_METRICS = 64
+HISTORY_METRICS = 32
+TEXT_LIMIT = 128
+MESSAGE_LIMIT = 512
+
+
+def progress(view: JobView, attempt_seconds: float) -> Progress:
+    """How far the stage is: as it reports itself, else by its completed shards.
+
+    The remaining time is the running time so far, carried on at the same rate.
+    """
+    done, total = view.progress_done, view.progress_total
+    if total <= 0 and view.shards is not None:
+        done, total = len(view.completed), view.shards
+    total = max(0, total)
+    done = min(max(0, done), total)
+    eta = round(attempt_seconds * (total - done) / done) if done and attempt_seconds > 0 else None
+    return Progress(
+        done=done,
+        total=total,
+        percent=100 * done // total if total else 0,
+        eta_seconds=eta,
+        text=view.progress_text[:TEXT_LIMIT],
+    )
+
+
+def current_job(view: JobView) -> CurrentJob:
+    return CurrentJob(
+        job_name=view.name[:64],
+        uid=view.uid[:64],
+        active=max(0, view.active),
+        succeeded=max(0, view.succeeded),
+        failed=max(0, view.failed),
+        completed_indexes=clip_indexes(view.completed),
+        failed_indexes=clip_indexes(view.failed_indexes),
+    )
+
+
+def clip_indexes(indexes: frozenset[int]) -> str:
+    """As many intervals as fit, `…` at the end when some do not."""
+    text = format_indexes(indexes)
+    if len(text) <= INDEXES_LIMIT:
+        return text
+    return text[: INDEXES_LIMIT - 2].rpartition(",")[0] + ",…"
+
+
+def record(
+    spec: ITrainRunSpec, ref: StageRef, view: JobView, *, attempt: int, digest: str, seconds: float
+) -> StageRecord:
+    """What later stages must know of a stage that succeeded."""
+    shards = view.shards if view.shards is not None else shard_count(spec, ref.kind)
+    return StageRecord(
+        kind=ref.kind,
+        iteration=ref.iteration,
+        attempt=attempt,
+        digest=digest,
+        shards=None if shards is None else record_indexes(view.completed or frozenset(range(shards))),
+        seconds=round(seconds),
+    )
+
+
+def iteration_text(spec: ITrainRunSpec, status: ITrainRunStatus) -> str:
+    """`2/3`: the iteration under way of those that are to run."""
+    last = spec.iterations.max if status.last_iteration is None else status.last_iteration
+    return f"{status.iteration}/{last}"
+
+
+def select_metrics(metrics: Mapping[str, float], first: str, limit: int) -> list[Metric]:
+    """At most `limit` metrics: the deciding one and its standard error, then whole benchmarks, then the rest."""
+    usable = {name: value for name, value in metrics.items() if name and len(name) <= METRIC_NAME_LIMIT}
+
+    def rank(name: str) -> tuple[int, int, str]:
+        return (0 if name in (first, f"{first}_se") else 1, name.count("/"), name)
+
+    return [Metric(name=name, value=usable[name]) for name in sorted(usable, key=rank)[:limit]]
+
+
+def add_history(
+    history: list[IterationHistory],
+    ref: StageRef,
+    view: JobView,
+    *,
+    iteration: int,
+    seconds: float,
+    first_metric: str,
+    limit: int,
+) -> list[IterationHistory]:
+    """The history with one more finished stage; the newest `limit` iterations stay."""
+    by_iteration = {entry.iteration: entry for entry in history}
+    entry = by_iteration.get(iteration, IterationHistory(iteration=iteration))
+    update: dict[str, object] = {"stage_seconds": {**entry.stage_seconds, ref.kind.value: round(seconds)}}
+    if ref.kind == StageKind.EVALUATE and view.summary is not None:
+        update["metrics"] = select_metrics(view.summary.metrics, first_metric, HISTORY_METRICS)
+    if ref.kind == StageKind.ROLLOUT and view.summary is not None:
+        update["pairs"] = int(view.summary.counters.get("pairs", 0))
+        update["failed_trees"] = int(view.summary.counters.get("failed_trees", 0))
+    by_iteration[iteration] = entry.model_copy(update=update)
+    return [by_iteration[key] for key in sorted(by_iteration)][-limit:]
+
+
+def clip(text: str) -> str:
+    """Text within the bound of a status message."""
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+
+
+def shown_iteration(ref: StageRef, newest: int) -> int:
+    """The iteration to show for a stage: export belongs to the last one."""
+    return newest if ref.kind == StageKind.EXPORT else ref.iteration
