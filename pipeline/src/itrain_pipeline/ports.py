@@ -102,6 +102,9 @@ class Engine(Protocol):
     def load_adapter(self, name: str, folder: Path | None) -> None:
         """Serve a PEFT LoRA folder under a name never used before in this engine; None is the bare base model."""
 
+    def reset_prefix_cache(self) -> None:
+        """Forget the keys and values of earlier prompts, so that what follows depends on nothing before it."""
+
     def counters(self) -> EngineCounters: ...
 
     async def aclose(self) -> None: ...

@@ -26,7 +26,8 @@ class ModelRunner:
         import torch
 
         config = model.config.get_text_config()
-        self._model, self._peft = model, None
+        self._model: Any = model
+        self._peft: Any = None
         self._device: torch.device = model.device
         self.max_model_len = max_model_len
         self.eos_token_ids = _eos_token_ids(model)

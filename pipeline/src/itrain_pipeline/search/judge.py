@@ -1,0 +1,77 @@
+"""Self-evaluation by one token: the model's own logprobs of the options A to D, matched by token id.
+
+The prompt holds the rubric first, then the ground truth, then the answer: the rubric's keys and values are computed
+once for all trees, the ground truth's once for a tree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+from itrain_pipeline.errors import ConfigError
+
+OPTION_VALUES = {"A": 1.0, "B": 0.1, "C": -1.0, "D": -2.0}
+"""Excellent, Acceptable, Fair, Poor: the paper's code."""
+RUBRIC = """Grade the overall quality of a response by comparing it with the ground truth.
+Consider whether it does what the ground truth does, whether every fact and value in it is right, and whether it is
+complete and free of anything that does not belong.
+(A) Excellent: as good as the ground truth; nothing is wrong or missing.
+(B) Acceptable: right in what matters; small flaws that do no harm.
+(C) Fair: partly right; a fact, value or part that matters is wrong or missing.
+(D) Poor: wrong, irrelevant, unreadable or harmful.
+"""
+
+Encode = Callable[[str], Sequence[int]]
+OptionLogprobs = Callable[[tuple[int, ...], tuple[int, ...]], Awaitable[list[float]]]
+
+
+def judge_value(logprobs: Sequence[float]) -> float:
+    """Expected value over the four options, renormalised to them, scaled from [-2, 1] to [-1, 1].
+
+    A straight line keeps the paper's order and distances: A 1.0, B 0.4, C -1/3, D -1.
+    """
+    top = max(logprobs)
+    weights = [math.exp(value - top) for value in logprobs]
+    mean = sum(w * v for w, v in zip(weights, OPTION_VALUES.values(), strict=True)) / sum(weights)
+    low, high = min(OPTION_VALUES.values()), max(OPTION_VALUES.values())
+    return 2 * (mean - low) / (high - low) - 1
+
+
+def option_ids(encode: Encode) -> tuple[int, ...]:
+    """One token id per option letter; raises ConfigError when a letter is not one token of its own."""
+    ids = [tuple(encode(letter)) for letter in OPTION_VALUES]
+    if any(len(one) != 1 for one in ids) or len(set(ids)) != len(ids):
+        raise ConfigError(
+            f"reward: the tokenizer has no single, distinct tokens for {', '.join(OPTION_VALUES)} (got {ids}); "
+            "use reward: rule"
+        )
+    return tuple(one[0] for one in ids)
+
+
+class Judge:
+    """Values of free-text answers, remembered by (ground truth, answer)."""
+
+    def __init__(self, *, encode: Encode, ask: OptionLogprobs, bos_ids: Sequence[int] = ()) -> None:
+        self._encode, self._ask = encode, ask
+        self._options = option_ids(encode)
+        self._rubric = (*bos_ids, *encode(RUBRIC))
+        self._known: dict[tuple[str, str], float] = {}
+        self.calls = 0
+
+    def prompt(self, truth: str, answer: str) -> tuple[int, ...]:
+        """Rubric, ground truth, answer, question; encoded apart, so that equal parts are equal ids."""
+        tail = "\nThe option of overall quality is ("
+        return (
+            *self._rubric,
+            *self._encode(f"\nGround truth:\n{truth}\n"),
+            *self._encode(f"\nResponse:\n{answer}\n"),
+            *self._encode(tail),
+        )
+
+    async def value(self, truth: str, answer: str) -> float:
+        key = (truth, answer)
+        if key not in self._known:
+            self.calls += 1
+            self._known[key] = judge_value(await self._ask(self.prompt(truth, answer), self._options))
+        return self._known[key]

@@ -1,0 +1,70 @@
+"""Preference pairs: at every node with two or more visited children, best against worst by Q."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from itrain_contract.stagespec import RolloutStage
+from itrain_pipeline.records import Lineage, PreferencePair
+from itrain_pipeline.search.tree import Node
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPair:
+    node: Node
+    best: Node
+    worst: Node
+
+    @property
+    def gap(self) -> float:
+        return self.best.q - self.worst.q
+
+
+def step_pairs(root: Node, settings: RolloutStage, decode: Decode) -> list[StepPair]:
+    """The tree's pairs that pass the filters: the `pairs_per_tree` widest gaps, in tree order."""
+    found = [pair for pair in _candidates(root, settings.min_visits) if _passes(pair, settings, decode)]
+    widest = sorted(range(len(found)), key=lambda i: (-found[i].gap, i))[: settings.pairs_per_tree]
+    return [found[i] for i in sorted(widest)]
+
+
+def _candidates(root: Node, min_visits: int) -> Iterator[StepPair]:
+    for node in root.walk():
+        visited = [child for child in node.children.values() if child.visits >= min_visits]
+        if len(visited) > 1:
+            yield StepPair(node=node, best=max(visited, key=lambda n: n.q), worst=min(visited, key=lambda n: n.q))
+
+
+def _passes(pair: StepPair, settings: RolloutStage, decode: Decode) -> bool:
+    return (
+        pair.gap > 0  # equal values prefer nothing, whatever minGap says
+        and pair.gap >= settings.min_gap
+        and pair.best.q >= settings.min_best
+        and word_overlap(decode(pair.best.step_ids), decode(pair.worst.step_ids)) <= settings.max_overlap
+    )
+
+
+def word_overlap(first: str, second: str) -> float:
+    """Shared words over all words of the longer text, words counted as often as they stand: 1.0 for equal texts."""
+    a, b = Counter(first.split()), Counter(second.split())
+    longer = max(a.total(), b.total())
+    return (a & b).total() / longer if longer else 1.0
+
+
+def build_pair(pair: StepPair, *, prompt_ids: tuple[int, ...], lineage: Lineage) -> PreferencePair:
+    """Only the diverging steps are chosen and rejected; what they share is context. Nothing is appended to a step."""
+    return PreferencePair(
+        id=f"{lineage.sample_id}/i{lineage.iteration}/{pair.node.name() or 'root'}",
+        prompt_ids=prompt_ids,
+        shared_ids=pair.node.answer_ids(),
+        chosen_ids=pair.best.step_ids,
+        rejected_ids=pair.worst.step_ids,
+        chosen_q=pair.best.q,
+        rejected_q=pair.worst.q,
+        chosen_visits=pair.best.visits,
+        rejected_visits=pair.worst.visits,
+        lineage=lineage,
+    )
