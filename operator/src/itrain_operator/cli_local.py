@@ -18,6 +18,7 @@ from itrain_contract.loading import load_run
 from itrain_contract.names import ExitCode, Phase, Reason
 from itrain_contract.stages import StageRef
 from itrain_contract.status import ITrainRunStatus
+from itrain_operator.accounting import elapsed
 from itrain_operator.display import Display, LiveDisplay, PlainDisplay
 from itrain_operator.local import Command, LocalBackend
 from itrain_operator.localfigures import exported_report, finished_figures
@@ -30,6 +31,7 @@ from itrain_operator.localview import Live, build_view
 from itrain_operator.observed import Observed
 from itrain_operator.points import Point, StageFigures, points, summary
 from itrain_operator.render import curve_table, write
+from itrain_operator.sequence import current_ref
 
 ENV_PYTHON = "ITRAIN_PYTHON"
 FRAME_S = 0.2
@@ -156,7 +158,7 @@ class Session:
             status=status,
             figures=self._figures,
             live=current_live(status, observed, time.time()),
-            elapsed_s=status.running_seconds,
+            elapsed_s=running_seconds(status, observed, time.time()),
             stopping=stopping,
         )
         self._display.show(view, stopping=stopping)
@@ -226,13 +228,10 @@ class Frames:
 
 def current_live(status: ITrainRunStatus, observed: Observed, now: float) -> Live | None:
     """The current stage's newest job as live figures; None when it has none."""
-    if status.stage is None:
+    ref = current_ref(status)
+    view = next((v for v in observed.ours() if v.ref == ref and v.attempt == status.attempt), None)
+    if view is None:
         return None
-    views = [v for v in observed.ours() if (v.ref.kind, v.attempt) == (status.stage, status.attempt)]
-    views = [v for v in views if v.ref.iteration in (status.iteration, 0)]
-    if not views:
-        return None
-    view = max(views, key=lambda v: v.ref.iteration)
     started = view.started.timestamp() if view.started else now
     return Live(
         done=view.progress_done,
@@ -243,6 +242,14 @@ def current_live(status: ITrainRunStatus, observed: Observed, now: float) -> Liv
         shards_done=view.succeeded,
         shards=view.shards,
     )
+
+
+def running_seconds(status: ITrainRunStatus, observed: Observed, now: float) -> float:
+    """Running time up to now: the status records it only now and then."""
+    ref = current_ref(status)
+    view = next((v for v in observed.ours() if v.ref == ref and v.attempt == status.attempt), None)
+    spent = elapsed(status, view, 1, datetime.fromtimestamp(now, tz=UTC))
+    return status.running_seconds + spent.running + spent.retrying
 
 
 def best_point(status: ITrainRunStatus) -> str:

@@ -11,6 +11,7 @@ from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef, stage_sequence
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.points import StageFigures, points
+from itrain_operator.sequence import current_ref
 
 
 class LineState(StrEnum):
@@ -86,14 +87,14 @@ def build_view(
 ) -> View:
     """One line per stage of the run's order; what an early stop leaves out is not shown."""
     done = {record.ref: record for record in status.completed}
-    current = StageRef(kind=status.stage, iteration=status.iteration) if status.stage else None
+    current = current_ref(status)
     lines = []
     for ref in stage_sequence(spec, last_iteration=status.last_iteration):
         if ref in done:
             seconds = figures[ref].seconds if ref in figures else float(done[ref].seconds)
             note = stage_note(ref, figures.get(ref))
             line = StageLine(ref=ref, state=LineState.DONE, attempt=done[ref].attempt, seconds=seconds, note=note)
-        elif ref == current or (current is not None and ref.kind == current.kind == StageKind.EXPORT):
+        elif ref == current:
             line = _current_line(ref, status, live, stopping)
         else:
             line = StageLine(ref=ref, state=LineState.PLANNED)
@@ -156,8 +157,10 @@ def _score(metrics: Mapping[str, float], name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`7s`, `3m04s`, `2h05m`."""
+    """`<1s`, `7s`, `3m04s`, `2h05m`."""
     whole = max(0, round(seconds))
+    if whole < 1:
+        return "<1s"
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
@@ -174,7 +177,7 @@ def plain_lines(before: View | None, after: View, *, progress: bool) -> list[str
         same = was is not None and was.state == line.state and was.attempt == line.attempt
         if line.state == LineState.RUNNING and (progress or not same):
             out.append(f"{line.plain_title}: {'running' if same else _started(line)}{_progress_words(line)}")
-        elif not same and line.state != LineState.PLANNED and not (was is None and line.state == LineState.WAITING):
+        elif not same and line.state in (LineState.DONE, LineState.FAILED, LineState.INTERRUPTED):
             took = f" in {duration(line.seconds)}" if line.state == LineState.DONE else ""
             note = f": {line.note}" if line.note else ""
             out.append(f"{line.plain_title}: {line.state.value}{took}{note}")
