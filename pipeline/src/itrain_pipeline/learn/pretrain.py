@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from itrain_pipeline.data.rendering import Renderer, system_text
 from itrain_pipeline.data.toolworld import Task, draw_task, generate_tasks
 from itrain_pipeline.files import write_atomic
-from itrain_pipeline.learn.bpe import CONTEXT_TOKENS, VOCABULARY_SIZE, train_tokenizer
+from itrain_pipeline.learn.bpe import CONTEXT_TOKENS, SPECIALS, VOCABULARY_SIZE, train_tokenizer
 from itrain_pipeline.records import Bucket, Message
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Phase:
     padded: float
     """Share of tasks with distractor tools up to a prompt of 300–2,000 tokens."""
     turns: int
+    repetition: float = 0.0
+    """Share of sequences that repeat random tokens: where copying heads form first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,8 @@ class Recipe:
     rope_theta: float = 50_000.0
     phases: tuple[Phase, ...] = field(
         default=(
-            Phase(start=0.0, easy=1.0, medium=0.0, hard=0.0, padded=0.0, turns=8),
+            Phase(start=0.0, easy=0.2, medium=0.0, hard=0.0, padded=0.0, turns=8, repetition=0.8),
+            Phase(start=0.1, easy=0.8, medium=0.0, hard=0.0, padded=0.0, turns=8, repetition=0.2),
             Phase(start=0.35, easy=0.5, medium=0.5, hard=0.0, padded=0.0, turns=4),
             Phase(start=0.55, easy=0.35, medium=0.35, hard=0.25, padded=0.05, turns=3),
         )
@@ -120,11 +123,20 @@ def dialogue(task: Task, renderer: Renderer) -> Dialogue:
 
 
 def draw_dialogue(rng: random.Random, phase: Phase, renderer: Renderer) -> Dialogue:
-    weights = (phase.easy, phase.medium, phase.hard, phase.padded)
-    kind = rng.choices(("easy", "medium", "hard", "padded"), weights)[0]
+    weights = (phase.easy, phase.medium, phase.hard, phase.padded, phase.repetition)
+    kind = rng.choices(("easy", "medium", "hard", "padded", "repetition"), weights)[0]
+    if kind == "repetition":
+        return draw_repetition(rng)
     buckets: dict[str, Bucket] = {"easy": "easy", "medium": "medium", "hard": "hard", "padded": "hard"}
     tokens = rng.randint(300, 2_000) if kind == "padded" else None
     return dialogue(draw_task(rng, "train", buckets[kind], turns=phase.turns, prompt_tokens=tokens), renderer)
+
+
+def draw_repetition(rng: random.Random) -> Dialogue:
+    """Random tokens, repeated; every repetition is a target."""
+    once = [rng.randrange(len(SPECIALS), VOCABULARY_SIZE) for _ in range(rng.randint(8, 64))]
+    times = rng.randint(3, 6)
+    return Dialogue(ids=(1, *once * times), answer=(False,) * (1 + len(once)) + (True,) * (len(once) * (times - 1)))
 
 
 def batches(recipe: Recipe, renderer: Renderer) -> Iterator[list[Dialogue]]:
@@ -202,17 +214,19 @@ def losses(
 
     width = max(len(one.ids) for one in batch)
     ids_BT = torch.full((len(batch), width), pad)
-    weight_BT = torch.zeros(len(batch), width)
+    answer_BT = torch.zeros(len(batch), width)
+    real_BT = torch.zeros(len(batch), width)
     for row, one in enumerate(batch):
         ids_BT[row, : len(one.ids)] = torch.tensor(one.ids)
-        weight_BT[row, : len(one.ids)] = torch.tensor([1.0 if is_answer else prompt_weight for is_answer in one.answer])
+        answer_BT[row, : len(one.ids)] = torch.tensor(one.answer).float()
+        real_BT[row, : len(one.ids)] = 1.0
     logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
     nll_N = torch.nn.functional.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none"
     )
-    weight_N = weight_BT[:, 1:].flatten()
-    answers = nll_N.detach()[weight_N == 1.0].mean()
-    return (nll_N * weight_N).sum() / weight_N.sum(), answers
+    answer_N, real_N = answer_BT[:, 1:].flatten(), real_BT[:, 1:].flatten()
+    weight_N = answer_N + prompt_weight * (real_N - answer_N)
+    return (nll_N * weight_N).sum() / weight_N.sum(), (nll_N.detach() * answer_N).sum() / answer_N.sum()
 
 
 def evaluate_exact(
