@@ -7,13 +7,16 @@ and carry their sha256 as metadata; downloads are checked against it.
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import random
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -26,32 +29,26 @@ from itrain_contract.stageio import ArtifactRef
 from itrain_pipeline.errors import ConfigError, DataError, RetryableError
 from itrain_pipeline.files import atomic_writer, sha256_file
 
+log = logging.getLogger(__name__)
+
 MULTIPART_THRESHOLD_BYTES = 64 << 20
 PART_BYTES = 32 << 20
-ATTEMPTS = 8
-"""Requests per operation, the first included: about 25 s of exponential back-off with jitter in the mean."""
+ATTEMPTS = 4
+"""Tries of one request, by botocore: its back-off starts at 50 ms, 1 s where the server throttles."""
+ROUNDS = 7
+"""Tries of a whole operation, each with ATTEMPTS per request: an outage of half a minute to a minute passes unseen."""
+FIRST_DELAY_S, MAX_DELAY_S = 1.0, 30.0
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
-READ_ATTEMPTS = 4
-"""Whole reads of one object when the connection breaks inside its body, which botocore does not retry."""
 SHA256_METADATA = "sha256"
 BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 
-REFUSED = frozenset(
-    {
-        "AccessDenied",
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-        "401",
-        "403",
-    }
-)
+REFUSED = frozenset({"AuthorizationHeaderMalformed", "ExpiredToken", "InvalidToken", "XAdminUserNotFound"})
+"""Refusals that servers answer with another status than 401 or 403."""
 NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "301"})
 ABSENT = frozenset({"NoSuchKey", "NotFound", "404"})
-BROKEN_BODY = (aws.IncompleteReadError, aws.ReadTimeoutError, aws.ResponseStreamingError, ConnectionError)
+
+T = TypeVar("T")
 
 
 class S3Store:
@@ -63,10 +60,15 @@ class S3Store:
     """
 
     def __init__(
-        self, environ: Mapping[str, str], *, multipart_threshold_bytes: int = MULTIPART_THRESHOLD_BYTES
+        self,
+        environ: Mapping[str, str],
+        *,
+        multipart_threshold_bytes: int = MULTIPART_THRESHOLD_BYTES,
+        rounds: int = ROUNDS,
     ) -> None:
         self._endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None
         self._client = build_client(environ, self._endpoint)
+        self._rounds = rounds
         self._transfer = TransferConfig(
             multipart_threshold=multipart_threshold_bytes,
             multipart_chunksize=min(PART_BYTES, multipart_threshold_bytes),
@@ -77,76 +79,91 @@ class S3Store:
         bucket, key = split_uri(uri)
         sha256, size_bytes = sha256_file(path), path.stat().st_size
         metadata = {"Metadata": {SHA256_METADATA: sha256}}
-        with self._explained(bucket), path.open("rb") as data:
-            self._client.upload_fileobj(data, bucket, key, ExtraArgs=metadata, Config=self._transfer)
+
+        def upload() -> None:
+            with path.open("rb") as data:
+                self._client.upload_fileobj(data, bucket, key, ExtraArgs=metadata, Config=self._transfer)
+
+        self._patiently(bucket, upload)
         return ArtifactRef(uri=uri, sha256=sha256, size_bytes=size_bytes)
 
     def put_bytes(self, data: bytes, uri: str) -> ArtifactRef:
         bucket, key = split_uri(uri)
         sha256 = hashlib.sha256(data).hexdigest()
-        with self._explained(bucket):
-            self._client.put_object(Bucket=bucket, Key=key, Body=data, Metadata={SHA256_METADATA: sha256})
+        metadata = {SHA256_METADATA: sha256}
+        self._patiently(bucket, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, Metadata=metadata))
         return ArtifactRef(uri=uri, sha256=sha256, size_bytes=len(data))
 
     def get_file(self, uri: str, path: Path) -> None:
         bucket, key = split_uri(uri)
-        with self._explained(bucket):
+
+        def download() -> None:
             head = self._head(bucket, key)
             if head is None:
                 raise DataError(f"{uri} does not exist{self._at()}")
+            promised = head["Metadata"].get(SHA256_METADATA)
             with atomic_writer(path) as out:
-                stream = HashingStream(out)
-                self._client.download_fileobj(bucket, key, stream, Config=self._transfer)
-                promised = head["Metadata"].get(SHA256_METADATA)
-                if promised not in (None, stream.sha256):
-                    raise DataError(f"{uri} has sha256 {stream.sha256}, its metadata says {promised}{self._at()}")
+                self._client.download_fileobj(bucket, key, out, Config=self._transfer)
+                found = sha256_written(out)
+                if promised not in (None, found):
+                    raise DataError(f"{uri} has sha256 {found}, its metadata says {promised}{self._at()}")
+
+        self._patiently(bucket, download)
 
     def get_bytes(self, uri: str) -> bytes | None:
         bucket, key = split_uri(uri)
-        with self._explained(bucket):
-            for attempt in range(READ_ATTEMPTS):
-                try:
-                    data: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
-                    return data
-                except aws.ClientError as error:
-                    if error_code(error) in ABSENT:
-                        return None
-                    raise
-                except BROKEN_BODY:
-                    if attempt == READ_ATTEMPTS - 1:
-                        raise
-                    time.sleep(2**attempt / 4)
-        raise AssertionError("the last attempt returns or raises")
+
+        def read() -> bytes | None:
+            try:
+                data: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+                return data
+            except aws.ClientError as error:
+                if error_code(error) in ABSENT:
+                    return None
+                raise
+
+        return self._patiently(bucket, read)
 
     def list(self, prefix: str) -> list[str]:
         if not prefix.endswith("/"):
             raise ValueError(f"a prefix ends with '/': {prefix!r}")
         bucket, key = split_uri(prefix)
-        with self._explained(bucket):
+
+        def read() -> Sequence[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-            found = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
         # Some servers list a folder as an empty object whose key ends with a slash.
+        found = self._patiently(bucket, read)
         return sorted(f"s3://{bucket}/{name}" for name in found if not name.endswith("/"))
 
     def delete(self, uri: str) -> None:
         bucket, key = split_uri(uri)
-        with self._explained(bucket):
-            self._client.delete_object(Bucket=bucket, Key=key)
+        self._patiently(bucket, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def _head(self, bucket: str, key: str) -> dict[str, Any] | None:
-        """The object's head; a HEAD answer has no body, so a missing bucket is told apart by asking for it."""
+        """The object's head, None without one. A HEAD answer tells no reason: a listing does, bucket or identity."""
         try:
             head: dict[str, Any] = self._client.head_object(Bucket=bucket, Key=key)
             return head
         except aws.ClientError as error:
             if error_code(error) not in ABSENT:
                 raise
-        try:
-            self._client.head_bucket(Bucket=bucket)
-        except aws.ClientError as error:
-            if error_code(error) in ABSENT:
-                raise ConfigError(self._no_bucket(bucket)) from error
+        self._client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
         return None
+
+    def _patiently(self, bucket: str, operation: Callable[[], T]) -> T:
+        """Run an operation that may be repeated as a whole; connections that break inside a body need it too."""
+        for done in range(self._rounds - 1):
+            try:
+                with self._explained(bucket):
+                    return operation()
+            except RetryableError as error:
+                delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2**done) * random.uniform(0.5, 1.0)
+                log.warning("%s: trying again in %.1f s", error, delay_s)
+                time.sleep(delay_s)
+        with self._explained(bucket):
+            return operation()
 
     @contextmanager
     def _explained(self, bucket: str) -> Iterator[None]:
@@ -156,14 +173,14 @@ class S3Store:
             yield
         except aws.ClientError as error:
             code = error_code(error)
-            if code in REFUSED:
+            if code in REFUSED or http_status(error) in (401, 403):
                 raise ConfigError(
                     f"S3 refused the credentials for {where} ({code}): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY "
                     "and AWS_REGION in the storage Secret, and what that identity may do in the bucket"
                 ) from error
             if code in NO_BUCKET:
                 raise ConfigError(self._no_bucket(bucket)) from error
-            raise RetryableError(f"S3 answered {code} for {where} after all retries") from error
+            raise RetryableError(f"S3 answered {code} for {where}") from error
         except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError) as error:
             raise ConfigError(
                 f"no usable S3 credentials for {where}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the storage "
@@ -176,9 +193,9 @@ class S3Store:
         except aws.EndpointConnectionError as error:
             if not resolves(self._endpoint):
                 raise ConfigError(f"the host name cannot be resolved for {where}: check AWS_ENDPOINT_URL") from error
-            raise RetryableError(f"cannot connect to S3 for {where} after all retries") from error
+            raise RetryableError(f"cannot connect to S3 for {where}") from error
         except (aws.BotoCoreError, RetriesExceededError, ConnectionError) as error:
-            raise RetryableError(f"S3 failed for {where} after all retries ({type(error).__name__})") from error
+            raise RetryableError(f"S3 failed for {where} ({type(error).__name__})") from error
 
     def _no_bucket(self, bucket: str) -> str:
         return (
@@ -189,20 +206,15 @@ class S3Store:
         return f" at {self._endpoint}" if self._endpoint else " at AWS"
 
 
-class HashingStream:
-    """A write-only stream in file order (no `seek`, so the transfer manager writes in order) that hashes its bytes."""
+def sha256_written(out: BinaryIO) -> str:
+    """The sha256 of what was written to a temporary file, read back through its own descriptor (read and write).
 
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._digest = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return self._out.write(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
+    Not hashed on the way: parts arrive in any order, and a broken one is written again.
+    """
+    out.flush()
+    with os.fdopen(os.dup(out.fileno()), "rb") as written:
+        written.seek(0)
+        return hashlib.file_digest(written, "sha256").hexdigest()
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -249,6 +261,10 @@ def build_client(environ: Mapping[str, str], endpoint: str | None) -> Any:
 
 def error_code(error: aws.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def http_status(error: aws.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def resolves(endpoint: str | None) -> bool:

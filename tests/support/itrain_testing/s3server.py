@@ -1,0 +1,197 @@
+"""A real S3 server (versitygw) on a free loopback port and a temporary folder.
+
+    PYTHONPATH=tests/support python -m itrain_testing.s3server --run itrain run FILE --local
+
+The binary is the one on PATH, or it is built once with Go from tests/support/tools/versitygw (pinned by go.sum) into
+~/.cache/itrain/tools, or $ITRAIN_TOOLS_DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MODULE = Path(__file__).resolve().parents[1] / "tools" / "versitygw"
+PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
+BUCKET = "itrain"
+ACCESS_KEY = "itrain-test-access"
+SECRET_KEY = "itrain-test-secret"  # of a server that lives on loopback for one test
+START_TIMEOUT_S = 30.0
+
+
+class ToolMissingError(RuntimeError):
+    """The server is not installed and cannot be built; the message says what is missing."""
+
+
+def versitygw() -> Path:
+    """The server's binary, built when there is none (two minutes, once)."""
+    installed = shutil.which("versitygw")
+    if installed:
+        return Path(installed)
+    lock = (MODULE / "go.sum").read_bytes() + (MODULE / "go.mod").read_bytes()
+    tools = Path(os.environ.get("ITRAIN_TOOLS_DIR") or Path.home() / ".cache" / "itrain" / "tools")
+    binary = tools / f"versitygw-{hashlib.sha256(lock).hexdigest()[:12]}"
+    if binary.is_file():
+        return binary
+    if shutil.which("go") is None:
+        raise ToolMissingError("versitygw is not on PATH and go is not installed: no S3 server to test against")
+    tools.mkdir(parents=True, exist_ok=True)
+    with (tools / "versitygw.lock").open("w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
+        if not binary.is_file():
+            _build(binary)
+    return binary
+
+
+def _build(binary: Path) -> None:
+    print(f"building versitygw into {binary} (about two minutes, once)", file=sys.stderr, flush=True)
+    temp = binary.with_suffix(".building")
+    flags = ["-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags=-s -w"]
+    done = subprocess.run(
+        ["nice", "go", "build", *flags, "-o", str(temp), PACKAGE],
+        cwd=MODULE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ToolMissingError(f"versitygw cannot be built: {done.stderr.strip()[-500:]}")
+    temp.rename(binary)
+
+
+class S3Server:
+    """One server on one folder. `kill` and `start` again keep port and data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._data, self._meta = folder / "data", folder / "meta"
+        self._log = folder / "server.log"
+        self._binary = versitygw()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The AWS names that a storage Secret would hold."""
+        return aws_environ(self.endpoint)
+
+    def start(self) -> None:
+        for folder in (self._data, self._meta):
+            folder.mkdir(parents=True, exist_ok=True)
+        command = [str(self._binary), "--quiet", "--port", f"127.0.0.1:{self.port}"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "posix", "--sidecar", str(self._meta), str(self._data)],
+                env={**os.environ, "ROOT_ACCESS_KEY_ID": ACCESS_KEY, "ROOT_SECRET_ACCESS_KEY": SECRET_KEY},
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+            )
+        self._wait_until_it_listens(self._process)
+
+    def _wait_until_it_listens(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise RuntimeError(f"versitygw did not start: {self._log.read_text()[-500:]}")
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; only the process that `start` started."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def create_bucket(self, name: str = BUCKET) -> str:
+        """The bucket's URI, ending with `/`."""
+        admin(self.environ).create_bucket(Bucket=name)
+        return f"s3://{name}/"
+
+
+def aws_environ(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_S3_ADDRESSING_STYLE": "path",
+    }
+
+
+def admin(environ: dict[str, str]) -> Any:
+    """A plain boto3 client: the second opinion beside the store under test."""
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=environ["AWS_ENDPOINT_URL"],
+        region_name=environ["AWS_REGION"],
+        aws_access_key_id=environ["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environ["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[S3Server]:
+    server = S3Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _die_with_parent() -> None:
+    """PR_SET_PDEATHSIG: a test process that is killed leaves no server behind (so start it from the main thread)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=f"Run a command beside a real S3 server with a bucket {BUCKET!r}.")
+    parser.add_argument(
+        "--run",
+        nargs=argparse.REMAINDER,
+        required=True,
+        metavar="CMD",
+        help="the command with its arguments",
+    )
+    command = parser.parse_args().run
+    with tempfile.TemporaryDirectory(prefix="itrain-s3-") as folder, running_server(Path(folder)) as server:
+        bucket = server.create_bucket()
+        print(f"S3 at {server.endpoint}, storage {bucket}", file=sys.stderr, flush=True)
+        return subprocess.run(command, env={**os.environ, **server.environ}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
