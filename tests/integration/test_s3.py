@@ -28,6 +28,7 @@ from itrain_testing.s3server import (
     aws_environ,
     free_port,
     running_server,
+    self_signed,
     versitygw,
 )
 from itrain_testing.store_suite import STORE_SUITE, Bench, Case, case_name
@@ -288,6 +289,24 @@ def test_an_upload_whose_server_dies_and_comes_back_is_retried(own_server: S3Ser
             assert upload.result().size_bytes == len(data)
         store.get_file(bucket + "model.safetensors", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_tls_needs_the_ca_of_the_secret_and_says_so_without_it(
+    server: S3Server, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    try:
+        certificate = self_signed(tmp_path)
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+    with running_server(tmp_path / "tls-s3", certificate) as secure:
+        bucket = secure.create_bucket()
+        path, data = large(tmp_path)
+        ref = S3Store(secure.environ, multipart_threshold_bytes=PART).put_file(path, bucket + "model.safetensors")
+        S3Store(secure.environ).get_file(ref.uri, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+        stranger = {"AWS_CA_BUNDLE": str(self_signed(tmp_path_factory.mktemp("stranger")).file)}
+        with pytest.raises(ConfigError, match=r"certificate was not accepted .* set AWS_CA_BUNDLE"):
+            S3Store({**secure.environ, **stranger}).list(bucket)
 
 
 @pytest.fixture

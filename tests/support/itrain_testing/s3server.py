@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,29 +74,52 @@ def _build(binary: Path) -> None:
     temp.rename(binary)
 
 
-class S3Server:
-    """One server on one folder. `kill` and `start` again keep port and data."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """Self-signed, for 127.0.0.1: `file` is also the CA that has to be trusted."""
 
-    def __init__(self, folder: Path) -> None:
+    file: Path
+    key: Path
+
+
+def self_signed(folder: Path) -> Certificate:
+    """Made by openssl; `ToolMissingError` without it."""
+    if shutil.which("openssl") is None:
+        raise ToolMissingError("openssl is not installed: no certificate to test with")
+    made = Certificate(file=folder / "cert.pem", key=folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=itrain test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", str(made.key), "-out", str(made.file)], capture_output=True, check=True)
+    return made
+
+
+class S3Server:
+    """One server on one folder. `kill` and `start` again keep port and data. With `certificate`, over TLS."""
+
+    def __init__(self, folder: Path, certificate: Certificate | None = None) -> None:
         self._data, self._meta = folder / "data", folder / "meta"
         self._log = folder / "server.log"
         self._binary = versitygw()
         self._process: subprocess.Popen[bytes] | None = None
+        self._certificate = certificate
         self.port = free_port()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._certificate else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def environ(self) -> dict[str, str]:
         """The AWS names that a storage Secret would hold."""
-        return aws_environ(self.endpoint)
+        trusted = {"AWS_CA_BUNDLE": str(self._certificate.file)} if self._certificate else {}
+        return aws_environ(self.endpoint) | trusted
 
     def start(self) -> None:
         for folder in (self._data, self._meta):
             folder.mkdir(parents=True, exist_ok=True)
         command = [str(self._binary), "--quiet", "--port", f"127.0.0.1:{self.port}"]
+        if self._certificate:
+            command += ["--cert", str(self._certificate.file), "--key", str(self._certificate.key)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "posix", "--sidecar", str(self._meta), str(self._data)],
@@ -152,12 +176,13 @@ def admin(environ: dict[str, str]) -> Any:
         region_name=environ["AWS_REGION"],
         aws_access_key_id=environ["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environ["AWS_SECRET_ACCESS_KEY"],
+        verify=environ.get("AWS_CA_BUNDLE"),
     )
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[S3Server]:
-    server = S3Server(folder)
+def running_server(folder: Path, certificate: Certificate | None = None) -> Iterator[S3Server]:
+    server = S3Server(folder, certificate)
     server.start()
     try:
         yield server
