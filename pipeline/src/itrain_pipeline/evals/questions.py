@@ -10,19 +10,12 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.bfcl import Judgement, judge
 from itrain_pipeline.evals.bfcl_data import BfclItem
 from itrain_pipeline.evals.errors import ErrorClass, classify, exact_gold
-from itrain_pipeline.records import Example, Message, Prediction, ToolCall
+from itrain_pipeline.records import Example, Message, Prediction
+from itrain_pipeline.toolcalls.compare import exact_match
+from itrain_pipeline.toolcalls.parse import ParseResult
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What our parser read. `well_formed` False: the text tries a call that cannot be read."""
-
-    calls: tuple[ToolCall, ...] = ()
-    well_formed: bool = True
-
-
-ReadAnswer = Callable[[str, Sequence[Mapping[str, Any]]], Answer]
-"""(output text, tools shown) -> the answer in it."""
+ReadAnswer = Callable[[str], ParseResult]
+"""Output text -> what our parser reads in it."""
 
 
 class PromptRenderer(Protocol):
@@ -39,8 +32,7 @@ class Question:
     category: str
     id: str
     prompt_ids: tuple[int, ...]
-    tools: tuple[dict[str, Any], ...]
-    judge: Callable[[Answer], Judgement]
+    judge: Callable[[ParseResult], Judgement]
     obstacle: str = ""
 
     @property
@@ -56,7 +48,6 @@ def dev_questions(examples: Iterable[Example]) -> list[Question]:
             category="call" if example.has_call else "no_call",
             id=example.id,
             prompt_ids=example.prompt_ids,
-            tools=example.tools,
             judge=_dev_judge(example),
         )
         for example in examples
@@ -79,7 +70,6 @@ def bfcl_questions(items: Iterable[BfclItem], renderer: PromptRenderer) -> list[
                 category=item.category,
                 id=item.id,
                 prompt_ids=prompt_ids,
-                tools=item.tools,
                 judge=_bfcl_judge(item),
                 obstacle=obstacle,
             )
@@ -87,15 +77,15 @@ def bfcl_questions(items: Iterable[BfclItem], renderer: PromptRenderer) -> list[
     return questions
 
 
-def judge_dev(example: Example, answer: Answer) -> Judgement:
+def judge_dev(example: Example, answer: ParseResult) -> Judgement:
     """Right with exactly the gold calls in any order, each name and value equal; without gold calls, right iff none.
 
     An unreadable call is no call and no right answer: a format error in either category.
     """
-    findings = classify(answer.calls, exact_gold(example.calls, example.tools), well_formed=answer.well_formed)
-    if not findings:
+    if answer.error is None and exact_match(answer.calls, example.calls):
         return Judgement(correct=True)
-    first = findings[0]
+    gold = exact_gold(example.calls, example.tools)
+    first = classify(answer.calls, gold, well_formed=answer.error is None)[0]
     where = ".".join(part for part in (first.tool, first.parameter) if part)
     detail = ": ".join(part for part in (where, first.detail) if part)
     return Judgement(correct=False, error_class=first.error_class, detail=detail)
@@ -103,32 +93,37 @@ def judge_dev(example: Example, answer: Answer) -> Judgement:
 
 def predict(question: Question, point: str, text: str, read: ReadAnswer, *, note: str = "") -> Prediction:
     """The judged record of one output; `note` is put before the detail (`cut at 512 tokens`)."""
-    judgement = question.judge(read(text, question.tools))
-    return _prediction(question, point, text, judgement, note)
+    answer = read(text)
+    return _prediction(question, point, text, question.judge(answer), note, answer.error or "")
 
 
 def not_asked(question: Question, point: str, reason: str) -> Prediction:
     """A question that could not be asked: wrong, with the reason."""
     judgement = Judgement(correct=False, error_class=ErrorClass.NOT_ASKED, detail=reason)
-    return _prediction(question, point, "", judgement, "")
+    return _prediction(question, point, "", judgement)
 
 
-def _prediction(question: Question, point: str, text: str, judgement: Judgement, note: str) -> Prediction:
+def _prediction(question: Question, point: str, text: str, judgement: Judgement, *notes: str) -> Prediction:
     return Prediction(
         benchmark=question.benchmark,
         category=question.category,
         id=question.id,
         point=point,
-        output=text,
+        output=_writable(text),
         correct=judgement.correct,
         error_class=judgement.error_class.value if judgement.error_class else None,
-        detail="; ".join(part for part in (note, judgement.detail) if part),
+        detail=_writable("; ".join(part for part in (*notes, judgement.detail) if part)),
     )
 
 
-def _dev_judge(example: Example) -> Callable[[Answer], Judgement]:
+def _writable(text: str) -> str:
+    """Text that UTF-8 can hold: a half surrogate pair, which a model can write as an escape, becomes `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _dev_judge(example: Example) -> Callable[[ParseResult], Judgement]:
     return lambda answer: judge_dev(example, answer)
 
 
-def _bfcl_judge(item: BfclItem) -> Callable[[Answer], Judgement]:
-    return lambda answer: judge(item, answer.calls, well_formed=answer.well_formed)
+def _bfcl_judge(item: BfclItem) -> Callable[[ParseResult], Judgement]:
+    return lambda answer: judge(item, answer.calls, well_formed=answer.error is None)

@@ -6,11 +6,12 @@ Finished batches lie in the work area, so a restarted attempt asks only what is 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from itrain_contract.spec import DataSpec, ModelSpec
 from itrain_contract.stageio import StageInput, StageResult
@@ -24,7 +25,6 @@ from itrain_pipeline.evals.collect import prediction_file
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.evals.metrics import count_errors, flat_metrics, score_groups
 from itrain_pipeline.evals.questions import (
-    Answer,
     Question,
     ReadAnswer,
     bfcl_questions,
@@ -34,6 +34,7 @@ from itrain_pipeline.evals.questions import (
 )
 from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
 from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
+from itrain_pipeline.toolcalls.parse import parse
 
 BATCH = 64
 """Questions in flight together; a batch is what a restart may lose."""
@@ -72,7 +73,7 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     asker = Asker(
         engine=engine,
         renderer=renderer,
-        read=answer_reader(data.call_format),
+        read=functools.partial(parse, call_format=data.call_format),
         max_new_tokens=stage.max_new_tokens,
         stop_ids=stop_token_ids(model_dir, renderer),
     )
@@ -277,13 +278,3 @@ def build_output(
         info={**info, "point": plain, "points": ",".join(found)},
         message=f"evaluated {', '.join(found)} on {len(found[plain])} items",
     )
-
-
-def answer_reader(call_format: str) -> ReadAnswer:
-    """Our parser as evaluation uses it."""
-    from itrain_pipeline.toolcalls.parse import parse
-
-    def read(text: str, tools: Sequence[Mapping[str, Any]]) -> Answer:
-        raise NotImplementedError
-
-    return read
