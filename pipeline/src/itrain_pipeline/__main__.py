@@ -70,14 +70,16 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    report = importlib.import_module("itrain_pipeline.evals.report")  # plotting libraries: only here
+    from itrain_pipeline.evals.collect import collect_from_results  # plotting libraries: only here
+    from itrain_pipeline.evals.report import build_report
+
     store = open_store(arguments.run_root)
     results = run_results(store, arguments.run_root)
     if not results:
         raise DataError(f"{arguments.run_root} has no finished stage to report on")
     with tempfile.TemporaryDirectory(prefix="itrain-report-") as cache:
         upstream = StoreUpstream(store, (), cache=Path(cache))
-        page: str = report.build_report(report.collect_from_results(results, upstream.fetch))
+        page = build_report(collect_from_results(results, upstream.fetch))
         write_atomic(arguments.out, page.encode())
     print(arguments.out)
     return ExitCode.DONE

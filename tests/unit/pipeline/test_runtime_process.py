@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from itrain_contract.stageio import StageInput
 from itrain_contract.stages import StageKind
+from itrain_pipeline.ports import Ports, StageOutput
 from itrain_pipeline.store import open_store
 from itrain_testing.fakestage import World
 
@@ -71,7 +73,9 @@ def test_an_input_for_another_stage_ends_with_64(tmp_path: Path) -> None:
 PATIENT = """
 import os, sys, time
 from pathlib import Path
+from itrain_contract.stageio import StageInput
 from itrain_contract.stages import StageKind
+from itrain_pipeline.ports import Ports, StageOutput
 from itrain_pipeline.errors import Interrupted
 from itrain_pipeline.runtime import Process, configure_logging, run_stage
 from itrain_pipeline.stopsignal import StopFlag
@@ -140,3 +144,19 @@ def test_a_report_on_nothing_is_a_data_error(tmp_path: Path) -> None:
     assert done.returncode == 65
     assert "has no finished stage" in done.stderr
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_is_made_from_the_results_of_a_run(tmp_path: Path) -> None:
+    world = World(folder=tmp_path)
+
+    def trains(given: StageInput, ports: Ports) -> StageOutput:
+        path = ports.scratch / "log.jsonl"
+        path.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n')
+        return StageOutput(outputs={"log.jsonl": path}, metrics={"loss": 1.5})
+
+    assert world.run(world.stage_input(), trains) == 0
+    done = call("report", "--run-root", world.identity.layout.root, "--out", str(tmp_path / "made" / "report.html"))
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "made" / "report.html").read_text()
+    assert "<svg" in page
+    assert "quick" in page
