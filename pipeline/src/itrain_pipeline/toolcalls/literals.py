@@ -1,150 +1,154 @@
-"""Literals in model output: read, never evaluated.
+"""Literals in model text: numbers, strings, lists, dictionaries, true/false/null. Nothing is ever evaluated.
 
-A recursive-descent reader of the value grammar that tool calls use: strings of either quote, numbers, booleans and nulls in
-Python's and JSON's spelling, lists, tuples, dicts. Names without quotes are read as text, as the official BFCL decoder does.
+One reader for Python and JSON spelling, since models mix them. The result holds JSON values only.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-MAX_DEPTH = 64
-NUMBER = re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.:/-])")
-WORD = re.compile(r"[^\s,()\[\]{}'\"=:][^,()\[\]{}'\"\n=]*")
-WORDS: dict[str, Any] = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
-ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "a": "\a", "v": "\v", "\n": ""}
-HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
-ENDS_VALUE = re.compile(r"\s*(?:\)|,\s*[^\s,()\[\]{}'\"=][^,()\[\]{}'\"=\n]*=)")
+MAX_DEPTH: Final = 64
+MAX_DIGITS: Final = 400
+"""Characters of a number; every float has fewer, and Python's own limit for integers lies above."""
+
+_NUMBER: Final = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_WORD: Final = re.compile(r"[^\W\d]\w*")
+_WORDS: Final = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
+_SPACE: Final = re.compile(r"\s*")
+_ESCAPES: Final = {
+    **{"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "0": "\0"},
+    **{"\\": "\\", "'": "'", '"': '"', "/": "/", "\n": ""},
+}
+_CODE_POINT_DIGITS: Final = {"x": 2, "u": 4, "U": 8}
 
 
 class LiteralError(ValueError):
-    """The text is no literal; the message says where and why."""
+    """The text is no literal; `str(error)` says what stands there, in a few words, and `at` where."""
+
+    def __init__(self, message: str, at: int) -> None:
+        super().__init__(message)
+        self.at = at
 
 
-@dataclass(slots=True)
-class Reader:
-    """A cursor over text. `loose` reads a quote as the end of a string only where an argument can end."""
-
-    text: str
-    at: int = 0
-    loose: bool = False
-
-    def peek(self) -> str:
-        return self.text[self.at : self.at + 1]
-
-    def skip_blanks(self) -> None:
-        while self.peek() and self.peek().isspace():
-            self.at += 1
-
-    def take(self, char: str) -> bool:
-        self.skip_blanks()
-        if self.peek() != char:
-            return False
-        self.at += 1
-        return True
-
-    def fail(self, expected: str) -> LiteralError:
-        found = repr(self.text[self.at : self.at + 12]) if self.peek() else "the end"
-        return LiteralError(f"expected {expected} at character {self.at}, found {found}")
-
-    def value(self, depth: int = 0) -> Any:
-        """The JSON value at the cursor; tuples become lists."""
-        if depth > MAX_DEPTH:
-            raise LiteralError(f"values are nested deeper than {MAX_DEPTH}")
-        self.skip_blanks()
-        char = self.peek()
-        if char in ("'", '"') and char:
-            return self.string()
-        if char == "[":
-            return self.items("]", depth)
-        if char == "(":
-            return self.items(")", depth)
-        if char == "{":
-            return self.mapping(depth)
-        return self.scalar()
-
-    def items(self, end: str, depth: int) -> list[Any]:
-        self.at += 1
-        found: list[Any] = []
-        while not self.take(end):
-            found.append(self.value(depth + 1))
-            if not self.take(",") and self._next() != end:
-                raise self.fail(f"',' or '{end}'")
-        return found
-
-    def mapping(self, depth: int) -> dict[str, Any]:
-        self.at += 1
-        found: dict[str, Any] = {}
-        while not self.take("}"):
-            key = self.value(depth + 1)
-            if not self.take(":"):
-                raise self.fail("':'")
-            found[key if isinstance(key, str) else json.dumps(key)] = self.value(depth + 1)
-            if not self.take(",") and self._next() != "}":
-                raise self.fail("',' or '}'")
-        return found
-
-    def _next(self) -> str:
-        self.skip_blanks()
-        return self.peek()
-
-    def scalar(self) -> Any:
-        number = NUMBER.match(self.text, self.at)
-        if number:
-            self.at = number.end()
-            return _number(number[0])
-        word = WORD.match(self.text, self.at)
-        if not word:
-            raise self.fail("a value")
-        self.at = word.end()
-        text = word[0].rstrip()
-        return WORDS.get(text, text)
-
-    def string(self) -> str:
-        quote = self.peek()
-        if self.text.startswith(quote * 3, self.at):
-            end = self.text.find(quote * 3, self.at + 3)
-            if end >= 0:
-                inner, self.at = self.text[self.at + 3 : end], end + 3
-                return inner
-        self.at += 1
-        parts: list[str] = []
-        while self.peek():
-            char = self.peek()
-            if char == quote and self._ends_string():
-                self.at += 1
-                return "".join(parts)
-            parts.append(self._escape() if char == "\\" else char)
-            self.at += char != "\\"
-        raise self.fail(f"the closing {quote}")
-
-    def _ends_string(self) -> bool:
-        return not self.loose or bool(ENDS_VALUE.match(self.text, self.at + 1))
-
-    def _escape(self) -> str:
-        """The character that an escape stands for; a backslash that escapes nothing known stays."""
-        kind = self.text[self.at + 1 : self.at + 2]
-        self.at += 1 + len(kind)
-        if kind in HEX_DIGITS:
-            digits = self.text[self.at : self.at + HEX_DIGITS[kind]]
-            if re.fullmatch(rf"[0-9a-fA-F]{{{HEX_DIGITS[kind]}}}", digits) and int(digits, 16) <= 0x10FFFF:
-                self.at += len(digits)
-                return chr(int(digits, 16))
-        if kind in ("'", '"', "\\", "/"):
-            return kind
-        return ESCAPES.get(kind, "\\" + kind)
+def skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
-def _number(text: str) -> int | float:
-    digits = text.replace("_", "")
-    if len(digits) > 400:
-        raise LiteralError(f"a number of {len(digits)} digits")
-    if re.fullmatch(r"[-+]?\d+", digits):
+def read_value(text: str, at: int, depth: int = 0) -> tuple[Any, int]:
+    """The JSON value that starts at `at` (spaces allowed) and the position behind it; raises `LiteralError`.
+
+    Tuples become lists, keys that are no strings take their JSON spelling.
+    """
+    at = skip_space(text, at)
+    if depth > MAX_DEPTH:
+        raise LiteralError(f"values are nested deeper than {MAX_DEPTH}", at)
+    start = text[at : at + 1]
+    if start in ("'", '"'):
+        return read_string(text, at)
+    if start == "[":
+        return _read_items(text, at, "]", depth)
+    if start == "(":
+        return _read_items(text, at, ")", depth)
+    if start == "{":
+        return _read_dict(text, at, depth)
+    number = _NUMBER.match(text, at)
+    if number:
+        return _number(number.group(), at), number.end()
+    word = _WORD.match(text, at)
+    if word and word.group() in _WORDS:
+        return _WORDS[word.group()], word.end()
+    raise LiteralError(f"{text[at : at + 20]!r} is not a literal" if start else "the text ends before a value", at)
+
+
+def _number(digits: str, at: int) -> int | float:
+    if len(digits) > MAX_DIGITS:
+        raise LiteralError(f"a number has {len(digits)} characters, allowed are {MAX_DIGITS}", at)
+    if re.fullmatch(r"[+-]?\d+", digits):
         return int(digits)
     value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise LiteralError(f"{text} is no finite number")
+    if math.isinf(value):
+        raise LiteralError(f"the number {digits[:20]} is out of range", at)
     return value
+
+
+def read_string(text: str, at: int) -> tuple[str, int]:
+    """A quoted string, single, double or triple quotes, Python's and JSON's escapes; raw line breaks are kept."""
+    quote = text[at] * 3 if text[at : at + 3] in ("'''", '"""') else text[at]
+    start, parts = at, []
+    at += len(quote)
+    while at < len(text):
+        if text.startswith(quote, at):
+            return join_surrogates("".join(parts), start), at + len(quote)
+        if text[at] == "\\":
+            part, at = read_escape(text, at)
+        else:
+            part, at = text[at], at + 1
+        parts.append(part)
+    raise LiteralError("a string is not closed", start)
+
+
+def read_escape(text: str, at: int) -> tuple[str, int]:
+    """What the escape at `at` stands for; an unknown one stays as it is, as in Python."""
+    kind = text[at + 1 : at + 2]
+    digits = _CODE_POINT_DIGITS.get(kind)
+    if digits:
+        code = text[at + 2 : at + 2 + digits]
+        if not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", code) or int(code, 16) > 0x10FFFF:
+            raise LiteralError(f"the escape {text[at : at + 2 + digits]!r} is no character", at)
+        return chr(int(code, 16)), at + 2 + digits
+    if kind in _ESCAPES:
+        return _ESCAPES[kind], at + 2
+    return text[at : at + 2], at + 2
+
+
+def join_surrogates(text: str, at: int) -> str:
+    """JSON's escaped UTF-16 pairs as the characters they mean; raises `LiteralError` for half a pair."""
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise LiteralError("a string holds half a UTF-16 surrogate pair", at) from None
+
+
+def _read_items(text: str, at: int, end: str, depth: int) -> tuple[Any, int]:
+    items: list[Any] = []
+    commas = 0
+    at = skip_space(text, at + 1)
+    while not text.startswith(end, at):
+        value, at = read_value(text, at, depth + 1)
+        items.append(value)
+        at, comma = _separator(text, at, end)
+        commas += comma
+    if end == ")" and len(items) == 1 and not commas:
+        return items[0], at + 1  # parentheses around one value, no tuple
+    return items, at + 1
+
+
+def _read_dict(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
+    found: dict[str, Any] = {}
+    at = skip_space(text, at + 1)
+    while not text.startswith("}", at):
+        key, at = read_value(text, at, depth + 1)
+        if isinstance(key, list | dict):
+            raise LiteralError("a key is a list or a dictionary", at)
+        at = skip_space(text, at)
+        if not text.startswith(":", at):
+            raise LiteralError("a dictionary key has no ':'", at)
+        value, at = read_value(text, at + 1, depth + 1)
+        found[key if isinstance(key, str) else json.dumps(key)] = value
+        at, _ = _separator(text, at, "}")
+    return found, at + 1
+
+
+def _separator(text: str, at: int, end: str) -> tuple[int, int]:
+    """The position of the next item or of `end`, and the commas skipped (0 or 1)."""
+    at = skip_space(text, at)
+    if text.startswith(",", at):
+        return skip_space(text, at + 1), 1
+    if text.startswith(end, at):
+        return at, 0
+    seen = text[at : at + 20]
+    raise LiteralError(f"expected ',' or '{end}' but found {seen!r}" if seen else f"'{end}' is missing", at)
