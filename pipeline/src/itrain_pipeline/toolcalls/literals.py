@@ -18,10 +18,7 @@ _NUMBER: Final = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]
 _WORD: Final = re.compile(r"[^\W\d]\w*")
 _WORDS: Final = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 _SPACE: Final = re.compile(r"\s*")
-_ESCAPES: Final = {
-    **{"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "0": "\0"},
-    **{"\\": "\\", "'": "'", '"': '"', "/": "/", "\n": ""},
-}
+_ESCAPES: Final = dict(zip("ntrbfav0\\'\"/", "\n\t\r\b\f\a\v\0\\'\"/", strict=True)) | {"\n": ""}
 _CODE_POINT_DIGITS: Final = {"x": 2, "u": 4, "U": 8}
 
 

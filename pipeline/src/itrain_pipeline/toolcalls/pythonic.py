@@ -27,12 +27,17 @@ def read_call_list(text: str, at: int) -> tuple[list[ToolCall], int]:
 
 
 def read_bare_calls(text: str) -> list[ToolCall]:
-    """Calls without brackets when they are the whole text and their names are identifiers, else nothing."""
+    """Calls without brackets when they are the whole text and their names are identifiers, else nothing.
+
+    Raises `LiteralError` for a text that is one such call but for its arguments.
+    """
     if not _IDENTIFIER_CALL.match(text):
         return []
     try:
         calls, _ = _read_calls(text, 0, closing="")
     except LiteralError:
+        if text.endswith(")") and "\n" not in text:
+            raise
         return []
     return calls if all(_IDENTIFIER_CALL.match(f"{call.name}(") for call in calls) else []
 
