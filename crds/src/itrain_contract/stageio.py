@@ -182,6 +182,8 @@ def spec_slice(spec: ITrainRunSpec, kind: StageKind) -> dict[str, Any]:
         alias = ITrainRunSpec.model_fields[name].alias or name
         if alias in dump:
             sliced[alias] = dump[alias]
+    if kind is StageKind.ROLLOUT:  # it merges the score shards and selects from them
+        sliced["selection"] = {"fraction": spec.stages.score.fraction, "stratify": spec.stages.score.stratify}
     return sliced
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from itrain_pipeline.engine import open_engine
 from itrain_pipeline.errors import ConfigError, DataError, PermanentError, RetryableError
 from itrain_pipeline.ports import Completion, Engine, SamplingParams
 from itrain_testing.tiny_model import END, write_random_adapter, write_tiny_model
-from safetensors.torch import load_file, save_file
 
-PROMPTS = [tuple([1, 4, *range(20, 20 + k), 5]) for k in (3, 8, 1, 12, 5, 8)]
+PROMPTS = [(1, 4, *range(20, 20 + k), 5) for k in (3, 8, 1, 12, 5, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +266,7 @@ def test_a_failing_device_fails_its_requests_with_a_cause_and_the_next_ones_work
             *(engine.generate(prompt, params(1, 2)) for prompt in PROMPTS), return_exceptions=True
         )
         assert all(isinstance(error, RetryableError) and "no memory left" in str(error) for error in failed)
-        assert len((await engine.generate(PROMPTS[0], params(1, 2)))) == 2
+        assert len(await engine.generate(PROMPTS[0], params(1, 2))) == 2
 
     using(engine, body)
 
@@ -285,7 +286,7 @@ def test_a_closed_engine_answers_nobody_silently(model_dir: Path) -> None:
 
 
 def test_an_engine_that_is_not_there_is_one_clear_error(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="vllm is .*installed.*'transformers' or 'auto'"):
+    with pytest.raises(ConfigError, match=r"vllm is .*installed.*'transformers' or 'auto'"):
         open_engine("vllm", model_dir)
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         open_engine("auto", tmp_path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from itrain_pipeline.engine.kvcache import KvSlab, RadixCache
 from itrain_pipeline.engine.sampling import sample_tokens
 

@@ -8,6 +8,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from itrain_pipeline.search.puct import puct_score, select_child, select_leaf, sibling_priors
 from itrain_pipeline.search.tree import Node, back_up, enter, leave, thread_chain
 

@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from itrain_pipeline.search.seeds import derive_seed
 from itrain_pipeline.search.tree import Node, back_up, enter, leave, thread_chain
 

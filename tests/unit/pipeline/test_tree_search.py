@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import pytest
+
 from itrain_contract.stagespec import RolloutStage
 from itrain_pipeline.errors import RetryableError
 from itrain_pipeline.ports import Completion, SamplingParams

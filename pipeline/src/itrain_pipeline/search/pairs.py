@@ -15,18 +15,17 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPair:
+    """Two steps from one node; `gap` is how much better the one is."""
+
     node: Node
     best: Node
     worst: Node
-
-    @property
-    def gap(self) -> float:
-        return self.best.q - self.worst.q
+    gap: float
 
 
 def step_pairs(root: Node, settings: RolloutStage, decode: Decode) -> list[StepPair]:
     """The tree's pairs that pass the filters: the `pairs_per_tree` widest gaps, in tree order."""
-    found = [pair for pair in _candidates(root, settings.min_visits) if _passes(pair, settings, decode)]
+    found = [pair for pair in _candidates(root, settings.min_visits) if passes(pair, settings, decode)]
     widest = sorted(range(len(found)), key=lambda i: (-found[i].gap, i))[: settings.pairs_per_tree]
     return [found[i] for i in sorted(widest)]
 
@@ -35,10 +34,12 @@ def _candidates(root: Node, min_visits: int) -> Iterator[StepPair]:
     for node in root.walk():
         visited = [child for child in node.children.values() if child.visits >= min_visits]
         if len(visited) > 1:
-            yield StepPair(node=node, best=max(visited, key=lambda n: n.q), worst=min(visited, key=lambda n: n.q))
+            best, worst = max(visited, key=lambda n: n.q), min(visited, key=lambda n: n.q)
+            yield StepPair(node=node, best=best, worst=worst, gap=best.q - worst.q)
 
 
-def _passes(pair: StepPair, settings: RolloutStage, decode: Decode) -> bool:
+def passes(pair: StepPair, settings: RolloutStage, decode: Decode) -> bool:
+    """The filters: gap, value of the better step, overlap of the two texts."""
     return (
         pair.gap > 0  # equal values prefer nothing, whatever minGap says
         and pair.gap >= settings.min_gap

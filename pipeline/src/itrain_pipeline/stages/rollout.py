@@ -1,0 +1,290 @@
+"""rollout: step-level tree search on the hardest samples of this shard; preference pairs come out.
+
+Each finished sample is put into the work area, so a restarted attempt loses only the trees in flight. With
+`treesInFlight: 1` every tree's numbers depend on nothing but the tree, so a repeated run gives the same pairs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from itrain_contract.spec import DataSpec, ModelSpec
+from itrain_contract.stageio import StageInput, StageResult
+from itrain_contract.stages import StageKind
+from itrain_contract.stagespec import RolloutStage
+from itrain_pipeline.data.rendering import Renderer
+from itrain_pipeline.data.selection import select_hardest, shard_of
+from itrain_pipeline.engine import open_engine
+from itrain_pipeline.errors import DataError
+from itrain_pipeline.ports import Engine, Ports, StageOutput, Upstream
+from itrain_pipeline.records import Example, PreferencePair, ScoredExample, from_dict, read_jsonl, write_jsonl
+from itrain_pipeline.search.forest import Forest
+from itrain_pipeline.search.sample import Language, SampleSearch, SearchedSample, TreeRecord
+from itrain_pipeline.search.vocabulary import TokenBytes
+from itrain_pipeline.stages.journal import Journal
+from itrain_pipeline.toolcalls.steps import cut_steps
+
+log = logging.getLogger(__name__)
+
+AUTO_TREES_CPU = 16
+AUTO_TREES_GPU = 128
+"""Trees in flight where the spec leaves it to us: enough to keep the engine's batch full, few enough that their
+prompts stay among the known prefixes."""
+
+EngineOpener = Callable[..., Engine]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What the rollouts sample from, beside the base model; `folder` None is the bare base."""
+
+    folder: Path | None
+    sha256: str
+
+
+def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = open_engine) -> StageOutput:
+    """Search this shard's samples. Raises PermanentError when more than maxFailedTrees of them fail."""
+    settings = RolloutStage.model_validate(stage_input.spec["stage"])
+    model = ModelSpec.model_validate(stage_input.spec["model"])
+    data = DataSpec.model_validate(stage_input.spec["data"])
+    prepare = _prepare_result(ports.upstream)
+    model_dir = ports.upstream.fetch_folder(prepare, "model/")
+    language, template_sha256 = load_language(model_dir, data.call_format, settings, model.trust_remote_code)
+    check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), template_sha256)
+    examples = select_examples(stage_input, prepare, ports)
+    adapter = newest_adapter(ports.upstream)
+    done = read_finished(Journal(ports.work, "trees"))
+    search = SampleSearch(
+        settings=settings,
+        engine=engine_opener(
+            settings.engine,
+            model_dir,
+            dtype=stage_input.spec.get("precision", "auto"),
+            trust_remote_code=model.trust_remote_code,
+        ),
+        language=language,
+        run_seed=int(stage_input.spec["seed"]),
+        iteration=stage_input.iteration,
+        adapter_sha256=adapter.sha256,
+        template_sha256=template_sha256,
+    )
+    search.engine.load_adapter(f"iteration-{stage_input.iteration}", adapter.folder)
+    quota = shard_part(settings.max_pairs, ports.shard, stage_input.shards or 1)
+    asyncio.run(search_all(search, examples, done, ports, quota=quota))
+    return build_output(examples, done, search, ports.scratch, quota=quota)
+
+
+async def search_all(
+    search: SampleSearch,
+    examples: Sequence[Example],
+    done: dict[str, SearchedSample],
+    ports: Ports,
+    *,
+    quota: int,
+) -> None:
+    """Search what is not in `done` yet, and put it there and into the work area. Closes the engine."""
+    journal = Journal(ports.work, "trees")
+    settings = search.settings
+    search.budget.freed = freed_simulations(done, settings)
+    pairs = sum(len(sample.pairs) for sample in done.values())
+
+    def finished(example: Example, sample: SearchedSample) -> None:
+        nonlocal pairs
+        done[example.id] = sample
+        pairs += len(sample.pairs)
+        journal.add(dataclasses.asdict(sample))
+        ports.progress.update(len(done), len(examples), f"{pairs} pairs, {search.stats.failed} failed trees")
+
+    forest = Forest(
+        search.run,
+        in_flight=settings.trees_in_flight or _auto_trees(),
+        max_failed=int(settings.max_failed_trees * len(examples)),
+        stats=search.stats,
+        stop=ports.stop,
+    )
+    left = [example for example in examples if example.id not in done]
+    ports.progress.update(len(done), len(examples), f"{pairs} pairs")
+    try:
+        await forest.grow(left, on_result=finished, enough=lambda: pairs >= quota)
+    finally:
+        try:
+            await journal.flush()
+        finally:
+            await search.engine.aclose()
+    ports.progress.update(len(examples), len(examples), f"{pairs} pairs, {search.stats.failed} failed trees")
+
+
+def build_output(
+    examples: Sequence[Example],
+    done: Mapping[str, SearchedSample],
+    search: SampleSearch,
+    folder: Path,
+    *,
+    quota: int,
+) -> StageOutput:
+    """Pairs and tree records in the order of the samples, whatever the order in which they ended."""
+    samples = [done[example.id] for example in examples if example.id in done]
+    pairs = [pair for sample in samples for pair in sample.pairs][:quota]
+    records = [sample.record for sample in samples]
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "trees.jsonl", records)
+    stats, engine = search.stats, search.engine.counters()
+    if stats.failed:
+        log.warning("%d of %d trees failed: %s", stats.failed, len(examples), stats.top_reasons())
+    counters = {
+        "samples": len(examples),
+        "trees": len(records),
+        "failed_trees": stats.failed,
+        "retried_requests": stats.retries,
+        "trees_without_pair": sum(not record.pairs for record in records),
+        "pairs": len(pairs),
+        **{name: sum(getattr(record, name) for record in records) for name in SUMMED},
+        "prefill_computed": engine.prefill_computed,
+        "prefill_cached": engine.prefill_cached,
+        "decoded": engine.decoded,
+    }
+    return StageOutput(
+        outputs={name: folder / name for name in ("pairs.jsonl", "trees.jsonl")},
+        counters={name: float(value) for name, value in counters.items()},
+        info={
+            "method": search.settings.method,
+            "adapter_sha256": search.adapter_sha256,
+            "template_sha256": search.template_sha256,
+            **({"failures": stats.top_reasons()} if stats.failed else {}),
+        },
+        message=f"{len(pairs)} pairs from {len(records)} trees, {stats.failed} failed",
+    )
+
+
+SUMMED = ("simulations", "nodes", "requests", "judge_calls", "prompt_tokens", "decoded_tokens")
+
+
+def select_examples(stage_input: StageInput, prepare: StageResult, ports: Ports) -> list[Example]:
+    """This shard's part of the selected samples, hardest first."""
+    scored = [
+        row
+        for result in ports.upstream.results(StageKind.SCORE, stage_input.iteration)
+        for row in read_jsonl(ports.upstream.fetch(result.outputs["scores.jsonl"]), ScoredExample)
+    ]
+    examples = {e.id: e for e in read_jsonl(ports.upstream.fetch(prepare.outputs["train.jsonl"]), Example)}
+    unknown = sorted(row.id for row in scored if row.id not in examples)
+    if unknown:
+        raise DataError(f"scores.jsonl names {len(unknown)} samples that train.jsonl lacks, the first is {unknown[0]}")
+    selection = stage_input.spec["selection"]
+    calls = sum(example.has_call for example in examples.values())
+    chosen = select_hardest(
+        scored,
+        selection["fraction"],
+        stratify=selection["stratify"],
+        population={True: calls, False: len(examples) - calls},  # later iterations score a pool, not everything
+    )
+    if not chosen.ids:
+        raise DataError(f"nothing to search: no sample was selected from {len(scored)} scored ones")
+    return [examples[row_id] for row_id in chosen.ids if shard_of(row_id, stage_input.shards or 1) == ports.shard]
+
+
+def newest_adapter(upstream: Upstream) -> Adapter:
+    """Of the newest train, else the warm-up, else what prepare resumed from."""
+    for kind in (StageKind.TRAIN, StageKind.WARMUP, StageKind.PREPARE):
+        found = next((result for result in upstream.results(kind) if result.has_adapter), None)
+        if found is not None:
+            weights = found.outputs["adapter/adapter_model.safetensors"]
+            return Adapter(folder=upstream.fetch_folder(found, "adapter/"), sha256=weights.sha256)
+    return Adapter(folder=None, sha256="")
+
+
+def load_language(
+    model_dir: Path, call_format: Any, settings: RolloutStage, trust_remote_code: bool
+) -> tuple[Language, str]:
+    """The tokenizer as the search sees it, and the hash of its rendering."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(model_dir), local_files_only=True, trust_remote_code=trust_remote_code
+    )
+    renderer = Renderer(tokenizer, call_format)
+    table = TokenBytes(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer.get_vocab())
+
+    def cut(answer_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return cut_steps(
+            answer_ids,
+            table.of(answer_ids),
+            step_limit=settings.step_limit,
+            max_step_tokens=settings.max_step_tokens,
+        )
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    bos = tokenizer.bos_token_id
+    language = Language(
+        decode=renderer.answer_text,
+        encode=encode,
+        cut=cut,
+        bos_ids=() if bos is None else (bos,),
+        stop_token_ids=stop_token_ids(model_dir, renderer),
+        call_format=call_format,
+    )
+    return language, renderer.template_sha256
+
+
+def stop_token_ids(model_dir: Path, renderer: Renderer) -> tuple[int, ...]:
+    """The end of a turn and every end-of-sequence token of the model's generation configuration."""
+    path = model_dir / "generation_config.json"
+    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return tuple(dict.fromkeys((renderer.end_of_turn_id, *map(int, listed))))
+
+
+def check_template(manifest: Path, template_sha256: str) -> None:
+    """DataError when prompts would be rendered otherwise than prepare rendered them (method document, trap 7)."""
+    made = json.loads(manifest.read_text(encoding="utf-8")).get("template_sha256")
+    if made != template_sha256:
+        raise DataError(
+            f"manifest.json: template_sha256 is {made}, the model's tokenizer gives {template_sha256}: prepare and "
+            "rollout run different versions; prepare again"
+        )
+
+
+def read_finished(journal: Journal) -> dict[str, SearchedSample]:
+    """What earlier attempts finished, by sample."""
+    samples = (
+        SearchedSample(
+            record=TreeRecord(**row["record"]),
+            pairs=tuple(from_dict(PreferencePair, pair) for pair in row["pairs"]),
+        )
+        for row in journal.rows()
+    )
+    return {sample.record.sample_id: sample for sample in samples}
+
+
+def freed_simulations(done: Mapping[str, SearchedSample], settings: RolloutStage) -> int:
+    """What the finished trees left of their budgets; for `mcts` only, the baselines have one simulation."""
+    if settings.method != "mcts":
+        return 0
+    return sum(settings.simulations - sample.record.simulations for sample in done.values())
+
+
+def shard_part(total: int, shard: int, shards: int) -> int:
+    """This shard's part of a total: parts differ by one at most and add up."""
+    return total // shards + (shard < total % shards)
+
+
+def _prepare_result(upstream: Upstream) -> StageResult:
+    results = upstream.results(StageKind.PREPARE)
+    if not results:
+        raise DataError("rollout has no prepare result upstream")
+    return results[0]
+
+
+def _auto_trees() -> int:
+    import torch
+
+    return AUTO_TREES_GPU if torch.cuda.is_available() else AUTO_TREES_CPU
