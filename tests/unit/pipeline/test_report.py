@@ -13,10 +13,10 @@ import pytest
 from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.card import CardData, build_card
-from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart, log_edges
+from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart, log_edges, short_names
 from itrain_pipeline.evals.collect import collect_from_results, curve, prediction_file
 from itrain_pipeline.evals.metrics import Score
-from itrain_pipeline.evals.report import build_report, verdict
+from itrain_pipeline.evals.report import Verdict, build_report, verdict
 from itrain_pipeline.evals.report_data import PointResult, ReportData
 from itrain_pipeline.evals.tables import amount, category_tables, duration, error_tables
 from itrain_pipeline.records import Prediction, ScoredExample, write_jsonl
@@ -123,9 +123,21 @@ def run_of(*points: PointResult, best: str | None = None) -> ReportData:
     return ReportData(run="r", created="", metric="dev/call_accuracy", best=best, points=points)
 
 
+def told_of(*points: PointResult, best: str | None = None) -> Verdict:
+    """The verdict with plain spaces."""
+    told = verdict(run_of(*points, best=best))
+    plain = tuple(sentence.replace("\u00a0", " ") for sentence in told.sentences)
+    return Verdict(headline=told.headline.replace("\u00a0", " "), sentences=plain)
+
+
+def test_axis_labels_shrink_with_the_number_of_points() -> None:
+    assert short_names(["base", "warmup", "iteration-1"]) == ["base", "warm-up", "it. 1"]
+    assert short_names(["base", "warmup", *(f"iteration-{i}" for i in range(1, 5))])[1:3] == ["w", "1"]
+
+
 def test_a_gain_is_told_with_its_standard_error() -> None:
     """20 of 100 items gained, none lost: 0.2 ± √((0.2 − 0.04)/100) = 20 ± 4 points, 5 standard errors."""
-    told = verdict(run_of(point("base", right=40), point("warmup", right=40), point("iteration-1", right=60)))
+    told = told_of(point("base", right=40), point("warmup", right=40), point("iteration-1", right=60))
     assert told.headline == "Exact calls on the dev set gained 20.0 ± 4.0 points"
     assert "+20.0 ± 4.0 points, that is 5.0 standard errors" in told.sentences[0]
     assert "Base model: 40.0 ± 4.9 %" in told.sentences[0]
@@ -133,29 +145,35 @@ def test_a_gain_is_told_with_its_standard_error() -> None:
 
 
 def test_a_gain_within_two_standard_errors_is_no_gain() -> None:
-    told = verdict(run_of(point("base", right=40), point("iteration-1", right=42)))
+    told = told_of(point("base", right=40), point("iteration-1", right=42))
     assert told.headline == "No measurable change on exact calls on the dev set: +2.0 ± 1.4 points"
 
 
 def test_a_loss_is_told_as_a_loss() -> None:
-    told = verdict(run_of(point("base", right=60), point("iteration-1", right=40)))
+    told = told_of(point("base", right=60), point("iteration-1", right=40))
     assert told.headline == "Exact calls on the dev set lost 20.0 ± 4.0 points"
 
 
 def test_no_change_at_all_is_no_gain_of_infinite_certainty() -> None:
-    told = verdict(run_of(point("base", right=60), point("iteration-1", right=60)))
+    told = told_of(point("base", right=60), point("iteration-1", right=60))
     assert told.headline.startswith("No measurable change")
     assert "no item changed" in told.sentences[0]
 
 
 def test_the_exported_point_is_compared_not_the_last() -> None:
-    told = verdict(
-        run_of(
-            point("base", right=40), point("iteration-1", right=70), point("iteration-2", right=50), best="iteration-1"
-        )
+    told = told_of(
+        point("base", right=40), point("iteration-1", right=70), point("iteration-2", right=50), best="iteration-1"
     )
     assert "iteration 1: 70.0" in told.sentences[0]
-    assert told.sentences[-1] == "Later points scored no better; iteration 1 is the one exported."
+    assert told.sentences[-1] == "Iteration 1 is the exported point; no other scored higher."
+
+
+def test_a_better_point_that_is_not_exported_is_named() -> None:
+    """Iterations compete by their own rule: the page does not hide that another point scored higher."""
+    points = (point("base", right=40), point("warmup", right=70), point("iteration-1", right=60))
+    assert told_of(*points, best="iteration-1").sentences[-1] == (
+        "Iteration 1 is the exported point; warm-up scored 70.0 ± 4.6 %."
+    )
 
 
 def test_a_group_metric_is_compared_unpaired() -> None:

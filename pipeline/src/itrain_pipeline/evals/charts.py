@@ -44,7 +44,7 @@ def learning_curve(title: str, points: Sequence[str], scores: Sequence[Score | N
             axes.annotate(
                 f"{y:.1f}", (x, y + error), xytext=(0, 4), textcoords="offset points", ha="center", color=_INK
             )
-        axes.set_xticks(range(len(points)), [_short(point) for point in points])
+        axes.set_xticks(range(len(points)), short_names(points))
         axes.set_xlim(-0.4, len(points) - 0.6)
         low = min((y - e for y, e in zip(ys, errors, strict=True)), default=0.0)
         high = max((y + e for y, e in zip(ys, errors, strict=True)), default=100.0)
@@ -124,8 +124,11 @@ def _no_ticks() -> Any:
     return NullLocator()
 
 
-def _short(point: str) -> str:
-    return point.replace("iteration-", "it. ").replace("warmup", "warm-up")
+def short_names(points: Sequence[str]) -> list[str]:
+    """Axis labels that fit: `base, warm-up, it. 1`, or `base, w, 1, 2 …` for more than five points."""
+    if len(points) > 5:
+        return [point.replace("iteration-", "").replace("warmup", "w") for point in points]
+    return [point.replace("iteration-", "it. ").replace("warmup", "warm-up") for point in points]
 
 
 def _svg(title: str, description: str, draw: Callable[[Any], None]) -> str:

@@ -25,6 +25,7 @@ from itrain_pipeline.evals.tables import (
     point_name,
     search_table,
     signed,
+    unbroken,
 )
 
 __all__ = ["Verdict", "build_report", "collect_from_results", "verdict"]
@@ -60,19 +61,32 @@ def verdict(data: ReportData) -> Verdict:
     warmup = next((point for point in measured if point.point == "warmup"), None)
     if warmup is not None and warmup not in (first, last):
         step = _gain(data.metric, warmup, last)
-        word = "of that, the iterations after the warm-up account for" if gain.value > 0 else "since the warm-up:"
-        sentences.append(f"{word[0].upper()}{word[1:]} {signed(step)} points ({_in_errors(step)}).")
-    if last is not measured[-1]:
-        sentences.append(f"Later points scored no better; {point_name(last.point).lower()} is the one exported.")
+        sentences.append(f"The iterations after the warm-up brought {signed(step)} points ({_in_errors(step)}).")
+    top = max(measured, key=lambda point: point.scores[data.metric].value)
+    if last is not measured[-1] or top is not last:
+        sentences.append(_exported(data.metric, last, top))
     return Verdict(headline=_headline(data.metric, gain), sentences=tuple(sentences))
+
+
+def _exported(metric: str, last: PointResult, top: PointResult) -> str:
+    name = point_name(last.point)
+    if top.scores[metric].value <= last.scores[metric].value:
+        return f"{name} is the exported point; no other scored higher."
+    return f"{name} is the exported point; {point_name(top.point).lower()} scored {percent(top.scores[metric])}."
+
+
+def measurable(gain: Score) -> bool:
+    """Whether a difference is at least two standard errors; no difference never is."""
+    return gain.value != 0 and abs(gain.value) >= 2 * gain.se
 
 
 def _headline(metric: str, gain: Score) -> str:
     subject = _metric_name(metric)
-    if abs(gain.value) < 2 * gain.se or gain.value == 0:
+    if not measurable(gain):
         return f"No measurable change on {subject}: {signed(gain)} points"
     word = "gained" if gain.value > 0 else "lost"
-    return f"{subject[0].upper()}{subject[1:]} {word} {100 * abs(gain.value):.1f} ± {100 * gain.se:.1f} points"
+    size = unbroken(f"{100 * abs(gain.value):.1f} ± {100 * gain.se:.1f}")
+    return f"{subject[0].upper()}{subject[1:]} {word} {size} points"
 
 
 def _gain(metric: str, before: PointResult, after: PointResult) -> Score:

@@ -17,11 +17,16 @@ def point_name(point: str) -> str:
 
 
 def percent(score: Score | None) -> str:
-    return "–" if score is None else f"{100 * score.value:.1f} ± {100 * score.se:.1f} %"
+    return "–" if score is None else unbroken(f"{100 * score.value:.1f} ± {100 * score.se:.1f} %")
 
 
 def signed(gain: Score) -> str:
-    return f"{100 * gain.value:+.1f} ± {100 * gain.se:.1f}".replace("-", "−")
+    return unbroken(f"{100 * gain.value:+.1f} ± {100 * gain.se:.1f}".replace("-", "−"))
+
+
+def unbroken(text: str) -> str:
+    """The text with no-break spaces: a number stays on one line with its error and unit."""
+    return text.replace(" ", "\u00a0")
 
 
 def amount(value: float) -> str:
