@@ -39,5 +39,5 @@ class RetryableError(StageError):
     exit_code: ClassVar[ExitCode] = ExitCode.RETRYABLE
 
 
-class Interrupted(StageError):
+class Interrupted(StageError):  # noqa: N818  (a request that was met, not an error)
     exit_code: ClassVar[ExitCode] = ExitCode.INTERRUPTED
