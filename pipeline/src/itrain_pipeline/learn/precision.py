@@ -1,0 +1,58 @@
+"""Which number format a device computes in, decided from plain facts (method document, "Precision and hardware")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from itrain_pipeline.errors import ConfigError
+
+PrecisionName = Literal["auto", "fp16", "bf16", "fp32"]
+ChosenPrecision = Literal["fp16", "bf16", "fp32"]
+Quantization = Literal["none", "nf4"]
+
+AMPERE = (8, 0)
+"""The first compute capability with bf16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device as far as precision depends on it; `capability` is CUDA's (sm_70 is (7, 0)), None elsewhere."""
+
+    kind: Literal["cpu", "cuda"]
+    capability: tuple[int, int] | None = None
+    name: str = "CPU"
+
+    @property
+    def has_bf16(self) -> bool:
+        return self.kind == "cpu" or (self.capability or (0, 0)) >= AMPERE
+
+
+def choose_precision(requested: PrecisionName, device: Device) -> ChosenPrecision:
+    """`auto`: fp16 before Ampere, bf16 from Ampere on, fp32 on CPU. Raises ConfigError for what the device cannot do.
+
+    fp16 is refused on CPU: its gradients need a loss scaler, which exists for GPUs only.
+    """
+    if requested == "auto":
+        if device.kind == "cpu":
+            return "fp32"
+        return "bf16" if device.has_bf16 else "fp16"
+    if requested == "fp16" and device.kind == "cpu":
+        raise ConfigError("precision: got fp16 on a CPU, allowed there are auto, fp32 and bf16")
+    if requested == "bf16" and not device.has_bf16:
+        major, minor = device.capability or (0, 0)
+        raise ConfigError(
+            f"precision: got bf16 on {device.name} (sm_{major}{minor}), which has none: allowed are auto, fp16 and fp32"
+        )
+    return requested
+
+
+def detect_device() -> Device:
+    """The device that this process computes on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Device(kind="cpu")
+    index = torch.cuda.current_device()
+    major, minor = torch.cuda.get_device_capability(index)
+    return Device(kind="cuda", capability=(major, minor), name=torch.cuda.get_device_name(index))

@@ -1,0 +1,42 @@
+"""SimPO on step pairs (arXiv 2405.14734, equation 6; method document, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import logsigmoid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairLosses:
+    """Per pair [P], fp32: the loss, and β times the mean logprob of either response (the implicit rewards)."""
+
+    losses: torch.Tensor
+    chosen_rewards: torch.Tensor
+    rejected_rewards: torch.Tensor
+
+
+def simpo_loss(
+    chosen_logps_sum: torch.Tensor,
+    chosen_len: torch.Tensor,
+    rejected_logps_sum: torch.Tensor,
+    rejected_len: torch.Tensor,
+    *,
+    beta: float,
+    gamma: float,
+) -> PairLosses:
+    """−log σ(β·mean logp(chosen) − β·mean logp(rejected) − γ), each mean over that response's own tokens.
+
+    Sums and lengths are [P], over scored tokens only; γ is the margin itself, not γ/β. Raises ValueError for an empty
+    response, whose mean would be 0/0.
+    """
+    if bool((chosen_len <= 0).any()) or bool((rejected_len <= 0).any()):
+        raise ValueError("a response without tokens has no mean logprob")
+    chosen_P = beta * chosen_logps_sum.float() / chosen_len
+    rejected_P = beta * rejected_logps_sum.float() / rejected_len
+    return PairLosses(
+        losses=-logsigmoid(chosen_P - rejected_P - gamma),
+        chosen_rewards=chosen_P,
+        rejected_rewards=rejected_P,
+    )

@@ -1,0 +1,209 @@
+"""train: SimPO on the step pairs of this iteration's rollouts; it continues the run's one adapter.
+
+Pairs of all completed shards are merged in the order of (sample, pair), so the result does not depend on which shard
+finished first (method document, section 4).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from itrain_contract.spec import AdapterSpec, ModelSpec
+from itrain_contract.stageio import StageInput
+from itrain_contract.stages import StageKind
+from itrain_contract.stagespec import TrainStage
+from itrain_pipeline.errors import ConfigError, DataError
+from itrain_pipeline.learn.inputs import Adapter, newest_adapter, prepare_result
+from itrain_pipeline.learn.job import (
+    FitResult,
+    Optimisation,
+    TrainJob,
+    deepspeed_config,
+    plan_training,
+    write_log,
+    write_rows,
+)
+from itrain_pipeline.learn.order import plan_order
+from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
+from itrain_pipeline.records import PreferencePair, read_jsonl
+
+log = logging.getLogger(__name__)
+
+SHOWN = ("reward_margin", "reward_accuracy", "chosen_logprob")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """The pairs that fit, merged, and the number of those that do not."""
+
+    fitting: tuple[PreferencePair, ...]
+    too_long: int
+
+
+def run(stage_input: StageInput, ports: Ports) -> StageOutput:
+    """Train on the pairs; without any the adapter goes on as it is. Raises PermanentError when the loss is NaN."""
+    stage = TrainStage.model_validate(stage_input.spec["stage"])
+    if stage.nodes > 1:
+        raise ConfigError(f"train.nodes: got {stage.nodes}, allowed is 1: several processes run on one node only")
+    before = newest_adapter(ports.upstream)
+    pairs = merge_pairs(stage_input.iteration, stage, ports.upstream)
+    check_lineage(pairs, before)
+    if not pairs.fitting:
+        return unchanged(stage_input, before, pairs, ports)
+
+    from itrain_pipeline.learn.launch import run_job
+
+    job = build_job(stage_input, stage, pairs, before, ports)
+    result = run_job(job, ports)
+    return build_output(job, result, pairs, before, ports)
+
+
+def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
+    """All pairs of the completed shards by (sample, pair id); those longer than `maxLength` are counted, never cut."""
+    results = upstream.results(StageKind.ROLLOUT, iteration)
+    if not results:
+        raise DataError(f"train of iteration {iteration} has no rollout result upstream")
+    merged = [
+        pair for result in results for pair in read_jsonl(upstream.fetch(result.outputs["pairs.jsonl"]), PreferencePair)
+    ]
+    merged.sort(key=lambda pair: (pair.lineage.sample_id, pair.id))
+    for pair in merged:
+        if not pair.chosen_ids or not pair.rejected_ids or not pair.prompt_ids:
+            raise DataError(f"pairs.jsonl: pair {pair.id} has an empty prompt or step; both steps need a token")
+    fitting = [pair for pair in merged if pair_length(pair) <= stage.max_length]
+    return Pairs(fitting=tuple(fitting), too_long=len(merged) - len(fitting))
+
+
+def check_lineage(pairs: Pairs, before: Adapter | None) -> None:
+    """Pairs teach the policy that they were sampled from; DataError for those of another adapter."""
+    wanted = "" if before is None else before.sha256
+    for pair in pairs.fitting:
+        if pair.lineage.adapter_sha256 != wanted:
+            raise DataError(
+                f"pairs.jsonl: pair {pair.id} was sampled from the adapter {pair.lineage.adapter_sha256[:16]!r}, "
+                f"the one to continue is {wanted[:16]!r}"
+            )
+
+
+def pair_length(pair: PreferencePair) -> int:
+    """Tokens of the longer of the pair's two rows."""
+    return len(pair.prompt_ids) + len(pair.shared_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def training_row(pair: PreferencePair) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """(context, chosen, rejected). The shared steps are context and not scored (trap 2); a step stays as it was
+    sampled, without an end of turn after it (trap 3)."""
+    return (*pair.prompt_ids, *pair.shared_ids), pair.chosen_ids, pair.rejected_ids
+
+
+def build_job(
+    stage_input: StageInput, stage: TrainStage, pairs: Pairs, before: Adapter | None, ports: Ports
+) -> TrainJob:
+    from itrain_pipeline.learn.launch import process_count
+    from itrain_pipeline.learn.precision import choose_precision, detect_device
+
+    device = detect_device()
+    precision = choose_precision(stage_input.spec.get("precision", "auto"), device)
+    seed = int(stage_input.spec["seed"]) + stage_input.iteration
+    sizes = (len(pairs.fitting),)
+    order, plan, steps = plan_training(
+        plan_order(sizes, epochs=stage.epochs, max_steps=stage.max_steps, global_batch=stage.global_batch, seed=seed),
+        global_batch=stage.global_batch,
+        micro_batch=stage.micro_batch,
+        processes=process_count(stage.processes_per_node, stage.global_batch),
+    )
+    how = Optimisation(
+        learning_rate=stage.learning_rate,
+        warmup_ratio=stage.warmup_ratio,
+        schedule=stage.schedule,
+        checkpoint_steps=stage.checkpoint_steps,
+        seed=seed,
+        precision=precision,
+        on_cpu=device.kind == "cpu",
+        plan=plan,
+        steps=steps,
+        max_grad_norm=stage.max_grad_norm,
+        gradient_checkpointing=stage.gradient_checkpointing,
+        deepspeed=deepspeed_config(
+            stage.deepspeed,
+            plan=plan,
+            precision=precision,
+            quantization=stage.quantization,
+            max_grad_norm=stage.max_grad_norm,
+        ),
+    )
+    return TrainJob(
+        kind="simpo",
+        model=ports.upstream.fetch_folder(prepare_result(ports.upstream), "model/"),
+        adapter=None if before is None else before.folder,
+        adapter_spec=AdapterSpec.model_validate(stage_input.spec["adapter"]),
+        rows=write_rows(ports.scratch / "rows.jsonl", [training_row(pair) for pair in pairs.fitting]),
+        order=order,
+        folder=ports.scratch / "train",
+        how=how,
+        loss={"beta": stage.beta, "gamma": stage.gamma, "nll_weight": stage.nll_weight},
+        quantization=stage.quantization,
+        trust_remote_code=ModelSpec.model_validate(stage_input.spec["model"]).trust_remote_code,
+    )
+
+
+def unchanged(stage_input: StageInput, before: Adapter | None, pairs: Pairs, ports: Ports) -> StageOutput:
+    """The adapter as it was: an iteration without pairs is no failure. Where none was yet, a new one that does nothing
+    (its B is zero)."""
+    from itrain_pipeline.learn.adapter import adapter_sha256
+
+    log.warning("no pairs to train on: the adapter stays as it is")
+    if before is not None:
+        folder = before.folder
+    else:
+        from itrain_pipeline.learn.fitting import write_new_adapter
+
+        folder = write_new_adapter(
+            ports.upstream.fetch_folder(prepare_result(ports.upstream), "model/"),
+            ports.scratch / "adapter",
+            AdapterSpec.model_validate(stage_input.spec["adapter"]),
+            seed=int(stage_input.spec["seed"]),
+            trust_remote_code=ModelSpec.model_validate(stage_input.spec["model"]).trust_remote_code,
+        )
+    sha256 = adapter_sha256(folder)
+    return StageOutput(
+        outputs={**folder_outputs(folder, "adapter/"), "log.jsonl": write_log(ports.scratch / "log.jsonl", ())},
+        counters={"pairs": 0.0, "too_long": float(pairs.too_long), "steps": 0.0},
+        info={"adapter_before": "" if before is None else sha256, "adapter_sha256": sha256},
+        message=f"no pairs to train on ({pairs.too_long} too long): the adapter is unchanged",
+    )
+
+
+def build_output(job: TrainJob, result: FitResult, pairs: Pairs, before: Adapter | None, ports: Ports) -> StageOutput:
+    from itrain_pipeline.learn.adapter import adapter_sha256
+
+    metrics: dict[str, float] = {}
+    if result.log:
+        first, last = result.log[0], result.log[-1]
+        metrics = {"train/loss_first": first["loss"], "train/loss": last["loss"]}
+        for name in SHOWN:
+            metrics |= {f"train/{name}_first": first[name], f"train/{name}": last[name]}
+    return StageOutput(
+        metrics=metrics,
+        outputs={
+            **folder_outputs(result.adapter, "adapter/"),
+            "log.jsonl": write_log(ports.scratch / "log.jsonl", result.log),
+        },
+        counters={
+            "pairs": float(len(pairs.fitting)),
+            "too_long": float(pairs.too_long),
+            "steps": float(result.steps),
+            "skipped_steps": float(result.skipped_steps),
+        },
+        info={
+            "precision": job.how.precision,
+            "quantization": job.quantization,
+            "processes": str(job.how.plan.processes),
+            "deepspeed": "none" if job.how.deepspeed is None else "yes",
+            "adapter_before": "" if before is None else before.sha256,
+            "adapter_sha256": adapter_sha256(result.adapter),
+        },
+        message=f"{result.steps} steps over {len(pairs.fitting)} pairs",
+    )
