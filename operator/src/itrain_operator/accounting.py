@@ -43,7 +43,7 @@ def elapsed(status: ITrainRunStatus, view: JobView | None, parallelism: int, now
     pending = retrying = 0.0
     if last is not None and view is not None and view.state == JobState.PENDING and status.reason in PENDING_REASONS:
         pending = _seconds(last, now)
-    if last is not None and view is None and status.retry_at is not None:
+    if last is not None and status.retry_at is not None:
         retrying = _seconds(last, min(now, status.retry_at))
     interval = running_interval(status, view, now)
     if interval is None:

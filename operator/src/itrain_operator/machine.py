@@ -7,7 +7,7 @@ latch of what is done: no observation takes a stage out of it again.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from itrain_contract.layout import job_name
@@ -276,13 +276,18 @@ def _leftovers(ctx: policies.Context, observed: Observed) -> list[Action]:
     return [DeleteJob(name=name, uid=uid) for name, uid in sorted(due)]
 
 
-_RANK = (JobState.COMPLETE, JobState.FAILED, JobState.DELETING, JobState.ACTIVE, JobState.PENDING, JobState.WAITING)
+_RANK = (JobState.WAITING, JobState.PENDING, JobState.ACTIVE, JobState.DELETING, JobState.FAILED, JobState.COMPLETE)
+_NOT_YET = datetime.max.replace(tzinfo=UTC)
 
 
 def _view(observed: Observed, name: str) -> JobView | None:
-    """The Job of a name; where it was observed more than once, the observation that is furthest."""
+    """The Job of a name. Of several observations the youngest Job counts, and of that the furthest state."""
     found = [view for view in observed.jobs if view.name == name]
-    return min(found, key=lambda v: (_RANK.index(v.state), -len(v.completed), v.uid)) if found else None
+    if not found:
+        return None
+    youngest = max(found, key=lambda v: (v.started or _NOT_YET, v.uid)).uid
+    same = [view for view in found if view.uid == youngest]
+    return max(same, key=lambda v: (_RANK.index(v.state), len(v.completed), v.succeeded, v.failed, v.active))
 
 
 def _newest_attempt(observed: Observed, ref: StageRef) -> int:

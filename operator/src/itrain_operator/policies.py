@@ -343,7 +343,8 @@ def _cause(view: JobView | None) -> str:
     if view is None:
         return ""
     reason = f" ({view.reason})" if view.reason else ""
-    said = (view.summary.message if view.summary else "") or view.message or _last_line(view.log_tail)
+    words = view.message if view.message != f"exit code {view.exit_code}" else ""
+    said = (view.summary.message if view.summary else "") or words or _last_line(view.log_tail)
     return f"{reason}: {said}" if said else reason
 
 
