@@ -99,7 +99,7 @@ def report_data(chances: Sequence[float] = (0.45, 0.56, 0.61, 0.64), seed: int =
         ),
         costs=(
             StageCost(stage="i0/prepare", shards=1, seconds=4.2),
-            StageCost(stage="i0/warmup", shards=1, seconds=61.0, counters={"tokens": 1_250_000}),
+            StageCost(stage="i0/warmup", shards=1, seconds=61.0, counters={"trained_tokens": 1_250_000}),
             StageCost(
                 stage="i0/evaluate", shards=1, seconds=88.0, counters={"prefill_computed": 410_000, "decoded": 21_000}
             ),

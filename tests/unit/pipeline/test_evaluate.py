@@ -32,6 +32,7 @@ from itrain_pipeline.stages.evaluate import (
     ask_points,
     build_output,
     check_template,
+    check_unique,
     plan_points,
     run,
     stop_token_ids,
@@ -164,7 +165,7 @@ def test_a_prompt_without_room_is_wrong_with_a_reason_and_never_dropped(tmp_path
 
 def test_a_question_that_cannot_be_rendered_keeps_its_place(tmp_path: Path, renderer: Renderer) -> None:
     item = load_items(["simple_python"], limit=1)[0]
-    forged = dataclasses.replace(item, messages=(Message(role="user", content="<|end|>"),))
+    forged = dataclasses.replace(item, id="forged", messages=(Message(role="user", content="<|end|>"),))
     engine = ScriptedEngine(lambda _name, _ids: renderer.answer_ids(RIGHT))
     engine.max_model_len = 4096
     questions = bfcl_questions([forged, item], renderer)
@@ -264,6 +265,14 @@ def test_another_rendering_than_prepares_is_refused(tmp_path: Path, renderer: Re
     manifest.write_text(json.dumps({"template_sha256": "0" * 64}))
     with pytest.raises(DataError, match="prepare and evaluate run different versions"):
         check_template(manifest, renderer)
+
+
+def test_two_questions_of_one_id_are_refused_before_anything_is_asked(renderer: Renderer) -> None:
+    """One would hide the other: the set would be smaller than it says."""
+    questions = dev_questions([example(1, renderer), example(2, renderer)])
+    check_unique(questions)
+    with pytest.raises(DataError, match=r"dev/call: two questions have the id 'row-1'"):
+        check_unique([*questions, questions[0]])
 
 
 def test_every_end_of_sequence_token_stops_an_answer(tmp_path: Path, renderer: Renderer) -> None:

@@ -230,9 +230,11 @@ def test_curves_are_read_from_logs_of_several_shapes() -> None:
     found = curve("Warm-up", rows)
     assert found is not None
     assert (found.steps, found.series) == ((5.0, 10.0), {"loss": (2.0, 1.0)})
-    preference = curve("Iteration 1", [{"step": 1, "loss": 1.0, "rewards/margins": 0.2}])
-    assert preference is not None
-    assert preference.series == {"loss": (1.0,), "margin": (0.2,)}
+    ours = curve("Iteration 1", [{"step": 1, "loss": 1.0, "reward_margin": 0.2, "chosen_logprob": -0.5}])
+    trl = curve("Iteration 1", [{"step": 1, "loss": 1.0, "rewards/margins": 0.2, "logps/chosen": -0.5}])
+    assert ours is not None
+    assert ours == trl
+    assert ours.series == {"loss": (1.0,), "margin": (0.2,), "chosen logprob": (-0.5,)}
     assert curve("nothing", [{"train_runtime": 1.0}]) is None
 
 

@@ -27,7 +27,12 @@ Fetch = Callable[[ArtifactRef], Path]
 DEFAULT_METRIC = "dev/call_accuracy"
 INFO_METRIC, INFO_BEST = "metric", "best_point"
 """What export tells about its choice in `StageResult.info`."""
-_SERIES = ("loss", "margin", "accuracy")
+SERIES: Mapping[str, tuple[str, ...]] = {
+    "loss": ("loss",),
+    "margin": ("reward_margin", "margin", "rewards/margins"),
+    "chosen logprob": ("chosen_logprob", "logps/chosen"),
+}
+"""What a training log is drawn by, and the keys under which it may stand (ours first, then TRL's)."""
 _RUN_FOLDER = re.compile(r"/([^/]+)-[^/-]+/i\d+/")
 _ORDER = list(StageKind)
 
@@ -103,12 +108,10 @@ def curve(title: str, rows: Iterable[Mapping[str, Any]]) -> TrainingCurve | None
     if not logged:
         return None
     series: dict[str, tuple[float, ...]] = {}
-    for wanted in _SERIES:
-        key = next(
-            (key for key in logged[0] if key == wanted or key.rpartition("/")[2] in (wanted, f"{wanted}s")), None
-        )
-        if key is not None and all(isinstance(row.get(key), int | float) for row in logged):
-            series[wanted] = tuple(float(row[key]) for row in logged)
+    for name, keys in SERIES.items():
+        key = next((key for key in keys if all(isinstance(row.get(key), int | float) for row in logged)), None)
+        if key is not None:
+            series[name] = tuple(float(row[key]) for row in logged)
     steps = tuple(float(row.get("step", at)) for at, row in enumerate(logged, start=1))
     return TrainingCurve(title=title, steps=steps, series=series)
 

@@ -140,7 +140,8 @@ def _tokens(counters: Mapping[str, float]) -> str:
             ("prefill_computed", "read"),
             ("prefill_cached", "read from cache"),
             ("decoded", "written"),
-            ("tokens", "trained or scored"),
+            ("answer_tokens", "scored"),
+            ("trained_tokens", "trained on"),
         )
         if counters.get(key)
     ]

@@ -32,6 +32,8 @@ from itrain_pipeline.evals.questions import (
     not_asked,
     predict,
 )
+from itrain_pipeline.learn.inputs import prepare_result
+from itrain_pipeline.learn.precision import choose_precision, detect_device
 from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
 from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
 from itrain_pipeline.toolcalls.parse import parse
@@ -58,18 +60,15 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     data = DataSpec.model_validate(stage_input.spec["data"])
     if "apibank" in stage.benchmarks:
         raise ConfigError("stages.evaluate.benchmarks: apibank is not supported yet; allowed are dev and bfcl")
-    prepare = _prepare_result(ports.upstream)
+    prepare = prepare_result(ports.upstream)
     model_dir = ports.upstream.fetch_folder(prepare, "model/")
     renderer = load_renderer(model_dir, data.call_format, trust_remote_code=model.trust_remote_code)
     check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
     questions, info = build_questions(stage, prepare, ports.upstream, renderer)
     points = plan_points(ports.upstream, stage_input.iteration)
-    engine = engine_opener(
-        stage.engine,
-        model_dir,
-        dtype=stage_input.spec.get("precision", "auto"),
-        trust_remote_code=model.trust_remote_code,
-    )
+    device = detect_device()
+    precision = choose_precision(stage_input.spec.get("precision", "auto"), device)
+    engine = engine_opener(stage.engine, model_dir, dtype=precision, trust_remote_code=model.trust_remote_code)
     asker = Asker(
         engine=engine,
         renderer=renderer,
@@ -88,7 +87,12 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
             "prefill_cached": counters.prefill_cached,
             "decoded": counters.decoded,
         },
-        info={**info, "template_sha256": renderer.template_sha256},
+        info={
+            **info,
+            "template_sha256": renderer.template_sha256,
+            "precision": precision,
+            "device": device.name,
+        },
     )
 
 
@@ -113,13 +117,6 @@ def plan_points(upstream: Upstream, iteration: int) -> tuple[Point, ...]:
 def _adapter_of(results: Sequence[StageResult], upstream: Upstream) -> Path | None:
     result = next((r for r in results if r.has_adapter), None)
     return None if result is None else upstream.fetch_folder(result, "adapter/")
-
-
-def _prepare_result(upstream: Upstream) -> StageResult:
-    results = upstream.results(StageKind.PREPARE)
-    if not results:
-        raise DataError("evaluate has no prepare result upstream")
-    return results[0]
 
 
 def load_renderer(
@@ -169,7 +166,17 @@ def build_questions(
         info["overlap_bfcl"] = str(overlap([(i.messages, i.functions) for i in items], train))
     if not questions:
         raise DataError("nothing to evaluate: dev.jsonl is empty and bfcl is not among stages.evaluate.benchmarks")
+    check_unique(questions)
     return questions, info
+
+
+def check_unique(questions: Sequence[Question]) -> None:
+    """Answers are kept by (benchmark, category, id): DataError where two questions share one."""
+    seen: set[tuple[str, str, str]] = set()
+    for question in questions:
+        if question.key in seen:
+            raise DataError(f"{question.benchmark}/{question.category}: two questions have the id {question.id!r}")
+        seen.add(question.key)
 
 
 def _examples(prepare: StageResult, upstream: Upstream, name: str) -> list[Example]:

@@ -20,6 +20,7 @@ from itrain_pipeline.evals.metrics import flat_metrics
 from itrain_pipeline.evals.report import build_report
 from itrain_pipeline.evals.report_data import ReportData
 from itrain_pipeline.files import write_atomic
+from itrain_pipeline.learn.inputs import prepare_result
 from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
 from itrain_pipeline.records import Example, read_jsonl
 
@@ -120,7 +121,7 @@ def export_weights(stage: ExportStage, model: ModelSpec, choice: Choice, ports: 
         return Weights(folder="adapter/", outputs=folder_outputs(adapter_dir, "adapter/"), metrics={}, info={})
     from itrain_pipeline.learn.merge import merge_adapter
 
-    prepare = ports.upstream.results(StageKind.PREPARE)[0]
+    prepare = prepare_result(ports.upstream)
     out = ports.scratch / "model"
     report = merge_adapter(
         ports.upstream.fetch_folder(prepare, "model/"),
