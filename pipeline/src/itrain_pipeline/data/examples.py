@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from itrain_contract.stagespec import Curriculum
 from itrain_pipeline.data.curriculum import bucket_of
@@ -37,8 +37,11 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
+    """`rows` tells the row number of each dialogue (`dialogue_of` an example's id)."""
+
     examples: tuple[Example, ...]
     rejected: tuple[RejectedRow, ...]
+    rows: dict[str, int]
 
 
 def convert(rows: Iterable[object], how: Conversion) -> Converted:
@@ -49,21 +52,21 @@ def convert(rows: Iterable[object], how: Conversion) -> Converted:
     """
     examples: list[Example] = []
     rejected: list[RejectedRow] = []
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for number, row in enumerate(rows):
         try:
             dialogue = read_dialogue(row, how.data_format)
             row_id = f"{how.prefix}-{_row_id(dialogue, number)}"
             if row_id in seen:
                 raise RowError("duplicate_id", f"id {dialogue.id!r} was given to an earlier row")
-            seen.add(row_id)
+            seen[row_id] = number
             made, error = _examples(dialogue, row_id, how)
         except RowError as found:
             made, error = [], found
         examples += made
         if error is not None:
             rejected.append(RejectedRow(source=how.source, row=number, reason=error.reason, detail=error.detail))
-    return Converted(examples=tuple(examples), rejected=tuple(rejected))
+    return Converted(examples=tuple(examples), rejected=tuple(rejected), rows=seen)
 
 
 def dialogue_of(example_id: str) -> str:
@@ -139,30 +142,32 @@ def drop_duplicates(examples: Iterable[Example]) -> tuple[list[Example], int]:
 class RenderIds(Protocol):
     """The part of `data.rendering.Renderer` that examples need."""
 
-    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[dict[str, object]]) -> tuple[int, ...]: ...
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> tuple[int, ...]: ...
     def answer_ids(self, text: str) -> tuple[int, ...]: ...
 
 
 def render(
-    examples: Iterable[Example], renderer: RenderIds, max_length: int
+    examples: Iterable[Example], renderer: RenderIds, max_length: int, rows: Mapping[str, int]
 ) -> tuple[list[Example], list[RejectedRow]]:
-    """Examples with their token ids; those that cannot be rendered or exceed `max_length` tokens are rejected."""
+    """Examples with their token ids; those that cannot be rendered or exceed `max_length` tokens are rejected.
+
+    `rows` are the row numbers of `Converted`.
+    """
     kept: list[Example] = []
     rejected: list[RejectedRow] = []
     for example in examples:
+        reason, prompt, answer = "", tuple[int, ...](), tuple[int, ...]()
         try:
-            prompt = renderer.prompt_ids(example.messages, example.tools)
-            answer = renderer.answer_ids(example.answer)
+            prompt, answer = renderer.prompt_ids(example.messages, example.tools), renderer.answer_ids(example.answer)
+            reason = "too_long" if len(prompt) + len(answer) > max_length else ""
+            detail = f"{len(prompt)} + {len(answer)} tokens of prompt and answer, allowed are {max_length}"
         except DataError as error:
-            rejected.append(_rejected(example, "not_renderable", str(error)))
-            continue
-        if len(prompt) + len(answer) > max_length:
-            got = f"{len(prompt)} + {len(answer)} tokens of prompt and answer, allowed are {max_length}"
-            rejected.append(_rejected(example, "too_long", got))
+            reason, detail = "not_renderable", str(error)
+        if reason:
+            row = rows[dialogue_of(example.id)]
+            rejected.append(
+                RejectedRow(source=example.source, row=row, reason=reason, detail=f"{example.id}: {detail}")
+            )
         else:
             kept.append(dataclasses.replace(example, prompt_ids=prompt, answer_ids=answer))
     return kept, rejected
-
-
-def _rejected(example: Example, reason: str, detail: str) -> RejectedRow:
-    return RejectedRow(source=example.source, row=-1, reason=reason, detail=f"{example.id}: {detail}")

@@ -75,7 +75,8 @@ def _number(digits: str, at: int) -> int | float:
 def read_string(text: str, at: int) -> tuple[str, int]:
     """A quoted string, single, double or triple quotes, Python's and JSON's escapes; raw line breaks are kept."""
     quote = text[at] * 3 if text[at : at + 3] in ("'''", '"""') else text[at]
-    start, parts = at, []
+    start = at
+    parts: list[str] = []
     at += len(quote)
     while at < len(text):
         if text.startswith(quote, at):

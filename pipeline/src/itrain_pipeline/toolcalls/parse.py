@@ -127,8 +127,7 @@ def json_call(value: Any, at: int = 0) -> ToolCall:
         raise LiteralError(f"a call has the name {name!r}, expected a text", at)
     arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
-        arguments, end = read_value(arguments, 0) if arguments.strip() else ({}, 0)
-        del end
+        arguments = read_value(arguments, 0)[0] if arguments.strip() else None
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):

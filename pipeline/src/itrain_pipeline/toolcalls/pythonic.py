@@ -139,7 +139,8 @@ def _read_argument(text: str, at: int) -> tuple[Any, int]:
 
 def _read_loose_string(text: str, at: int) -> tuple[str, int] | None:
     """A string that ends at the first quote before `, parameter=` or the end of the call."""
-    quote, parts, start = text[at], [], at
+    quote, start = text[at], at
+    parts: list[str] = []
     at += 1
     while at < len(text):
         if text[at] == quote and (_NEXT_PARAMETER.match(text, at + 1) or _CLOSED.match(text, at + 1)):
