@@ -59,7 +59,11 @@ class SearchedSample:
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """Simulations of trees that stopped early, for those that still disagree at the end of their own."""
+    """Simulations of trees that stopped early, for those that still disagree at the end of their own.
+
+    Who gets them depends on the order in which trees end, so with many in flight two runs may search different trees
+    further; one in flight repeats exactly.
+    """
 
     freed: int = 0
 
@@ -67,7 +71,7 @@ class Budget:
         self.freed += given - spent
 
     def take(self, most: int) -> int:
-        taken = min(self.freed, most)
+        taken = max(min(self.freed, most), 0)
         self.freed -= taken
         return taken
 

@@ -1,0 +1,81 @@
+"""What a rollout shard reads: a prepared toolworld, its scores and an adapter, in plain folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from itrain_contract.stageio import StageInput, StageResult
+from itrain_contract.stages import StageKind
+from itrain_pipeline.data.rendering import Renderer
+from itrain_pipeline.data.toolworld import generate_tasks
+from itrain_pipeline.quickstart import model_path
+from itrain_pipeline.records import Example, Message, ScoredExample, write_jsonl
+from itrain_testing.stageports import folder_files, stage_input, stage_result
+
+
+@cache
+def quickstart_renderer() -> Renderer:
+    from transformers import AutoTokenizer
+
+    return Renderer(AutoTokenizer.from_pretrained(model_path(), local_files_only=True), "pythonic")
+
+
+def toolworld_examples(count: int, *, seed: int = 3) -> list[Example]:
+    renderer = quickstart_renderer()
+    examples = []
+    for number, task in enumerate(generate_tasks("train", count, seed)):
+        turn = task.turns[0]
+        messages = (Message(role="user", content=turn.query),)
+        examples.append(
+            Example(
+                id=f"toolworld/{number:04d}",
+                messages=messages,
+                tools=task.tools,
+                answer=turn.answer,
+                calls=turn.calls,
+                bucket=task.bucket,
+                source="toolworld",
+                prompt_ids=renderer.prompt_ids(messages, task.tools),
+                answer_ids=renderer.answer_ids(turn.answer),
+            )
+        )
+    return examples
+
+
+def upstream_results(
+    folder: Path, examples: Sequence[Example], *, iteration: int = 1, score_shards: int = 2, adapter: Path | None = None
+) -> list[StageResult]:
+    """prepare, the score shards of one iteration (perplexity falls along the rows), and a warm-up with an adapter."""
+    write_jsonl(folder / "train.jsonl", examples)
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({"template_sha256": quickstart_renderer().template_sha256}))
+    files = {"train.jsonl": folder / "train.jsonl", "manifest.json": manifest, **folder_files(model_path(), "model/")}
+    results = [stage_result(StageKind.PREPARE, files=files)]
+    for shard in range(score_shards):
+        path = folder / f"scores-{shard}.jsonl"
+        rows = [
+            ScoredExample(id=e.id, perplexity=100.0 - n, tokens=len(e.answer_ids), has_call=e.has_call)
+            for n, e in enumerate(examples)
+            if n % score_shards == shard
+        ]
+        write_jsonl(path, rows)
+        results.append(stage_result(StageKind.SCORE, iteration, {"scores.jsonl": path}, shard=shard))
+    if adapter is not None:
+        results.append(stage_result(StageKind.WARMUP, files=folder_files(adapter, "adapter/")))
+    return results
+
+
+def rollout_input(rollout: dict[str, Any], *, iteration: int = 1, shards: int = 1, fraction: float = 1.0) -> StageInput:
+    made = stage_input(
+        StageKind.ROLLOUT, iteration, stages={"rollout": rollout, "score": {"fraction": fraction, "stratify": False}}
+    )
+    return made.model_copy(update={"shards": shards})
+
+
+def with_answer(example: Example, **changes: Any) -> Example:
+    return dataclasses.replace(example, **changes)

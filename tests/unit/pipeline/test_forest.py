@@ -1,0 +1,136 @@
+"""Many trees at once: limits, failures, retries and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from itrain_pipeline.errors import Interrupted, PermanentError, RetryableError
+from itrain_pipeline.search.forest import Forest, ForestStats, RetryPolicy, with_retries
+
+
+class Stop:
+    def __init__(self, when: Callable[[], bool] = lambda: False) -> None:
+        self.is_set = when
+
+
+def forest(search: Any, *, in_flight: int = 3, max_failed: int = 0, stop: Any = None) -> Forest[int, int]:
+    return Forest(search, in_flight=in_flight, max_failed=max_failed, stats=ForestStats(), stop=stop or Stop())
+
+
+class Searching:
+    """Ends a task after as many turns of the loop as it names; remembers how many were under way."""
+
+    def __init__(self, failures: dict[int, Exception] | None = None) -> None:
+        self.failures = failures or {}
+        self.now = self.most = 0
+        self.started: list[int] = []
+
+    async def __call__(self, task: int) -> int:
+        self.started.append(task)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            for _ in range(task % 4):
+                await asyncio.sleep(0)
+            if task in self.failures:
+                raise self.failures[task]
+            return task * 10
+        finally:
+            self.now -= 1
+
+
+def test_every_task_ends_once_and_no_more_are_in_flight_than_allowed() -> None:
+    searching, found = Searching(), {}
+    asyncio.run(forest(searching, in_flight=3).grow(range(20), on_result=found.__setitem__))
+    assert found == {task: task * 10 for task in range(20)}
+    assert searching.most == 3
+    assert searching.started == list(range(20))
+
+
+def test_one_in_flight_is_one_after_the_other_in_order() -> None:
+    searching, order = Searching(), []
+    asyncio.run(forest(searching, in_flight=1).grow(range(8), on_result=lambda task, _: order.append(task)))
+    assert order == list(range(8))
+    assert searching.most == 1
+
+
+def test_a_failed_tree_is_counted_under_its_reason_and_the_others_go_on() -> None:
+    searching = Searching({3: PermanentError("too long"), 5: RetryableError("gone"), 6: PermanentError("too long")})
+    trees, found = forest(searching, max_failed=3), {}
+    asyncio.run(trees.grow(range(10), on_result=found.__setitem__))
+    assert sorted(found) == [0, 1, 2, 4, 7, 8, 9]
+    assert (trees.stats.failed, trees.stats.finished) == (3, 7)
+    assert trees.stats.top_reasons() == "2× too long; 1× gone"
+
+
+def test_too_many_failed_trees_end_the_shard_with_the_reasons() -> None:
+    searching = Searching({task: PermanentError("no memory") for task in (1, 2, 3)})
+    trees = forest(searching, in_flight=1, max_failed=1)
+    with pytest.raises(PermanentError, match="2 trees failed, allowed are 1: 2× no memory"):
+        asyncio.run(trees.grow(range(50), on_result=lambda *_: None))
+    assert searching.now == 0
+    assert len(searching.started) < 10
+
+
+def test_an_error_that_nobody_foresaw_is_raised_and_not_counted_as_a_tree() -> None:
+    searching = Searching({2: KeyError("bug")})
+    with pytest.raises(KeyError, match="bug"):
+        asyncio.run(forest(searching, max_failed=9).grow(range(6), on_result=lambda *_: None))
+    assert searching.now == 0
+
+
+def test_a_stop_ends_the_trees_in_flight_and_keeps_what_is_finished() -> None:
+    searching, found = Searching(), {}
+    trees = forest(searching, in_flight=2, stop=Stop(lambda: len(found) >= 4))
+    with pytest.raises(Interrupted):
+        asyncio.run(trees.grow(range(100), on_result=found.__setitem__))
+    assert 4 <= len(found) <= 6
+    assert searching.now == 0
+
+
+def test_enough_stops_new_trees_and_lets_those_in_flight_end() -> None:
+    searching, found = Searching(), {}
+    trees = forest(searching, in_flight=4)
+    asyncio.run(trees.grow(range(100), on_result=found.__setitem__, enough=lambda: len(found) >= 5))
+    assert 5 <= len(found) <= 5 + 4
+    assert sorted(found) == sorted(searching.started)
+
+
+def test_a_retryable_failure_is_tried_again_with_growing_waits_and_counted() -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def call() -> str:
+        if len(waits) < 3:
+            raise RetryableError("busy")
+        return "done"
+
+    stats = ForestStats()
+    policy = RetryPolicy(limit=3, backoff_s=0.5, sleep=sleep)
+    assert asyncio.run(with_retries(call, policy, stats)) == "done"
+    assert waits == [0.5, 1.0, 2.0]
+    assert stats.retries == 3
+
+
+def test_the_last_failure_is_raised_and_a_permanent_one_at_once() -> None:
+    calls: list[type[Exception]] = []
+
+    def failing(error: type[Exception]) -> Callable[[], Any]:
+        async def call() -> None:
+            calls.append(error)
+            raise error("no")
+
+        return call
+
+    policy = RetryPolicy(limit=2, sleep=lambda _: asyncio.sleep(0))
+    with pytest.raises(RetryableError):
+        asyncio.run(with_retries(failing(RetryableError), policy, ForestStats()))
+    with pytest.raises(PermanentError):
+        asyncio.run(with_retries(failing(PermanentError), policy, ForestStats()))
+    assert calls == [RetryableError] * 3 + [PermanentError]
