@@ -72,6 +72,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="override a field of the spec; repeatable")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="forget what the state folder knows and start over")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="try the stage again in which the run failed")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="plain lines even on a terminal")] = False,
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="FILE", help="write flat figures as JSON")
@@ -88,6 +89,7 @@ def run(
         folder=folder,
         settings=tuple(settings or ()),
         fresh=fresh,
+        retry=retry,
         plain=plain,
         as_json=output == Output.JSON,
         summary_file=summary,
@@ -141,10 +143,15 @@ def plan(
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     write(console, _plan_table(made, explain=explain), "")
     write(console, f"{len(made.stages)} stages, {made.pods} pods, at most {made.peak_gpus} GPUs at a time")
-    bound = "no bound on GPU-hours" if made.gpu_hours_bound is None else f"at most {made.gpu_hours_bound:.1f} GPU-hours"
-    write(console, f"{bound} ({made.bound_by})")
+    write(console, _bound_text(made))
     if loaded.spec.iterations.stop_when is not None:
         write(console, "iterations.stopWhen may end the run earlier")
+
+
+def _bound_text(made: Estimate) -> str:
+    if made.gpu_hours_bound is None:
+        return f"no bound on GPU-hours ({made.bound_by})"
+    return f"at most {made.gpu_hours_bound:.1f} GPU-hours ({made.bound_by})" if made.peak_gpus else made.bound_by
 
 
 def _plan_table(made: Estimate, *, explain: bool) -> Table:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from itrain_contract.layout import RunLayout
+from itrain_contract.names import Phase
 from itrain_contract.stageio import StageInput
 from itrain_operator.cli_local import best_point, current_live, pipeline_python, warmed_up
 from itrain_operator.localfigures import finished_figures
@@ -70,7 +71,9 @@ def show_status(named: str | None, *, as_json: bool) -> None:
     )
     console = Console()
     work = f"process {holder} works on it" if running else "" if status.phase.terminal else "nothing works on it now"
-    write(console, screen(view, width=console.width, hint=work))
+    write(console, screen(view, width=console.width, height=0, hint=work))
+    if status.phase == Phase.FAILED:
+        write(console, f"failed ({status.reason.value}): {status.message}")
     if curve:
         write(console, "", curve_table(curve, best=best_point(status)))
 

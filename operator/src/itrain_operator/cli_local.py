@@ -25,7 +25,7 @@ from itrain_operator.localfigures import exported_report, finished_figures
 from itrain_operator.localmachine import this_machine
 from itrain_operator.localrun import Ending, LocalRun
 from itrain_operator.localsignals import Signals
-from itrain_operator.localspec import absolute_paths, edited, override, storage_root
+from itrain_operator.localspec import absolute_paths, edited, override, reopened, storage_root
 from itrain_operator.localstate import LocalRunError, StateFolder, StoredRun, new_run, resource, write_atomic
 from itrain_operator.localview import Live, build_view
 from itrain_operator.observed import Observed
@@ -54,6 +54,7 @@ class RunOptions:
     folder: Path | None = None
     settings: tuple[str, ...] = ()
     fresh: bool = False
+    retry: bool = False
     plain: bool = False
     as_json: bool = False
     summary_file: Path | None = None
@@ -90,7 +91,11 @@ def open_run(options: RunOptions) -> tuple[StateFolder, StoredRun]:
             f"{folder.path} holds the run {stored.name!r}, not {wanted.metadata.name!r}: "
             "give another --dir, or --fresh to forget it"
         )
-    run = edited(stored, spec, folder.status().phase, str(options.file))
+    status = folder.status()
+    if options.retry:
+        status = reopened(status)
+        folder.save_status(status)
+    run = edited(stored, spec, status.phase, str(options.file))
     if run is not stored:
         folder.save_run(run)
     return folder, run
@@ -204,7 +209,8 @@ class Session:
             write(self._out, f"suspended by spec.suspend. Continue with: {again} --set suspend=false")
         elif status.phase == Phase.FAILED:
             write(self._out, f"failed ({status.reason.value}): {status.message}")
-            write(self._out, f"logs: itrain logs {self._folder.path}    start over: {again} --fresh")
+            write(self._out, f"logs       itrain logs {self._folder.path}")
+            write(self._out, f"try again  {again} --retry")
 
 
 class Frames:
@@ -232,12 +238,13 @@ def current_live(status: ITrainRunStatus, observed: Observed, now: float) -> Liv
     view = next((v for v in observed.ours() if v.ref == ref and v.attempt == status.attempt), None)
     if view is None:
         return None
-    started = view.started.timestamp() if view.started else now
+    until = view.finished.timestamp() if view.finished else now
+    started = view.started.timestamp() if view.started else until
     return Live(
         done=view.progress_done,
         total=view.progress_total,
         text=view.progress_text,
-        seconds=max(0.0, now - started),
+        seconds=max(0.0, until - started),
         running=view.active,
         shards_done=view.succeeded,
         shards=view.shards,

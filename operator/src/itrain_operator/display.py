@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live as LiveScreen
 from rich.spinner import Spinner
 
+from itrain_operator.actions import Emit, EventReason
 from itrain_operator.localview import View, plain_lines
-from itrain_operator.machine import Emit
 from itrain_operator.render import screen
 
 PROGRESS_S = 10.0
@@ -60,7 +60,7 @@ class LiveDisplay:
         self.animate()
 
     def event(self, event: Emit) -> None:
-        if event.type == "Warning":
+        if event.type == "Warning" and event.reason != EventReason.FAILED:  # the closing words tell that
             self._console.print(event.message, style="yellow", highlight=False)
 
     def animate(self) -> None:
@@ -69,7 +69,8 @@ class LiveDisplay:
             self._draw(view, hint=HINT_STOPPING if stopping else HINT)
 
     def _draw(self, view: View, hint: str) -> None:
-        drawn = screen(view, width=self._console.width, hint=hint, spinner=self._spinner)
+        size = self._console.size
+        drawn = screen(view, width=size.width, height=size.height, hint=hint, spinner=self._spinner)
         self._live.update(drawn, refresh=True)
 
 
@@ -105,7 +106,7 @@ class PlainDisplay:
         self._last = view
 
     def event(self, event: Emit) -> None:
-        if event.type == "Warning":
+        if event.type == "Warning" and event.reason != EventReason.FAILED:
             self._write(f"warning: {event.message}")
 
     def animate(self) -> None:

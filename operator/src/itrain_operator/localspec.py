@@ -9,8 +9,9 @@ import yaml
 
 from itrain_contract.immutability import changes_refused
 from itrain_contract.loading import ITrainRun, SpecError, SpecProblem, validate_run
-from itrain_contract.names import Phase
+from itrain_contract.names import Phase, Reason
 from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.status import ITrainRunStatus, Progress
 from itrain_operator.localstate import StoredRun
 
 RELATIVE = ("./", "../")
@@ -84,3 +85,27 @@ def edited(stored: StoredRun, spec: ITrainRunSpec, phase: Phase, source: str) ->
     if refused:
         raise SpecError(source, refused)
     return stored.model_copy(update={"spec": spec, "generation": stored.generation + 1})
+
+
+def reopened(status: ITrainRunStatus) -> ITrainRunStatus:
+    """A failed run's status with its stage to be tried again, under the next attempt; other statuses as they are.
+
+    Only a person may ask for this, and only for a local run: on a cluster the terminal phase latches.
+    """
+    if status.phase != Phase.FAILED:
+        return status
+    return status.model_copy(
+        update={
+            "phase": Phase.RUNNING if status.start_time else Phase.PENDING,
+            "reason": Reason.STAGE_RETRYING,
+            "message": "",
+            "attempt": status.attempt + 1,
+            "failures": 0,
+            "retry_at": None,
+            "attempt_seconds": 0.0,
+            "pending_seconds": 0.0,
+            "completion_time": None,
+            "current": None,
+            "progress": Progress(),
+        }
+    )

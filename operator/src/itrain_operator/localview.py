@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from itrain_contract.names import Phase
+from itrain_contract.names import Phase, Reason
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef, stage_sequence
 from itrain_contract.status import ITrainRunStatus
@@ -105,8 +105,17 @@ def build_view(
         iteration_text=status.iteration_text,
         elapsed_s=elapsed_s,
         lines=tuple(lines),
-        message=status.message if status.phase in (Phase.FAILED, Phase.SUSPENDED) or status.retry_at else "",
+        message=_message(status),
     )
+
+
+def _message(status: ITrainRunStatus) -> str:
+    """What a person would ask about: why it failed or stands still, and when the next attempt comes."""
+    if status.phase in (Phase.FAILED, Phase.SUSPENDED):
+        return status.message
+    if status.reason == Reason.STAGE_RETRYING and status.retry_at is not None:
+        return f"{status.message}; attempt {status.attempt} starts at {status.retry_at:%H:%M:%S} UTC"
+    return ""
 
 
 def _current_line(ref: StageRef, status: ITrainRunStatus, live: Live | None, stopping: bool) -> StageLine:
@@ -172,6 +181,10 @@ def plain_lines(before: View | None, after: View, *, progress: bool) -> list[str
     """Lines for a log: one per transition, and the running stage's progress when `progress` asks for it."""
     known = {line.ref: line for line in before.lines} if before else {}
     out: list[str] = []
+    done = sum(line.state == LineState.DONE for line in after.lines)
+    if before is None and done:
+        out.append(f"{done} of {len(after.lines)} stages are done")
+        known = {line.ref: line for line in after.lines if line.state == LineState.DONE}
     for line in after.lines:
         was = known.get(line.ref)
         same = was is not None and was.state == line.state and was.attempt == line.attempt

@@ -72,17 +72,19 @@ def count_of(metrics: Mapping[str, float], name: str) -> int | None:
 def summary(stages: list[StageFigures], *, seconds_total: float, warmed_up: bool = True) -> dict[str, float]:
     """Flat figures: `<metric>_<point>` with `/` as `_`, `pairs_iteration_1`, `failed_trees`, `seconds_<stage>…`."""
     flat: dict[str, float] = {}
+    whole = dict.fromkeys(TOTALS, 0)
     for point in points(stages, warmed_up=warmed_up):
         for name, value in point.metrics.items():
             stem, suffix = (name.removesuffix("_se"), "_se") if name.endswith("_se") else (name, "")
-            flat[f"{stem.replace('/', '_')}_{point.name}{suffix}"] = value
+            counted = stem.endswith(("/n", "_n")) and not suffix
+            flat[f"{stem.replace('/', '_')}_{point.name}{suffix}"] = int(value) if counted else value
     for stage in stages:
         iteration = f"_iteration_{stage.ref.iteration}" if stage.ref.iteration else ""
         flat[f"seconds_{stage.ref.kind.value}{iteration}"] = round(stage.seconds, 3)
         if stage.ref.kind == StageKind.ROLLOUT:
             for name in TOTALS:
-                flat[f"{name}{iteration}"] = stage.counters.get(name, 0)
-    for name in TOTALS:
-        flat[name] = sum(s.counters.get(name, 0) for s in stages if s.ref.kind == StageKind.ROLLOUT)
+                flat[f"{name}{iteration}"] = count = int(stage.counters.get(name, 0))
+                whole[name] += count
+    flat |= whole
     flat["seconds_total"] = round(seconds_total, 3)
     return flat

@@ -28,6 +28,10 @@ NARROW = 72
 """Columns below which progress bars give way to the text."""
 
 
+OTHER_ROWS = 6
+"""Rows of the screen that are no stages: header, the two ends of the window, message, hint, cursor."""
+
+
 def header(view: View) -> Text:
     text = Text()
     text.append(view.name, style="bold")
@@ -38,15 +42,29 @@ def header(view: View) -> Text:
     return text
 
 
-def stage_table(view: View, *, width: int, spinner: Spinner | None = None) -> Table:
-    """Every stage a row: mark, name, time, bar while it runs, and what it said."""
+def window(lines: tuple[StageLine, ...], rows: int) -> tuple[int, int]:
+    """First and last + 1 of the lines to show when only `rows` fit: around the first that is not done."""
+    if len(lines) <= rows:
+        return 0, len(lines)
+    at = next((k for k, line in enumerate(lines) if line.state != LineState.DONE), len(lines) - 1)
+    first = max(0, min(at - rows // 2, len(lines) - rows))
+    return first, first + rows
+
+
+def stage_table(view: View, *, width: int, rows: int, spinner: Spinner | None = None) -> Table:
+    """A row for each stage: mark, name, time, bar while it runs, and what it said; `rows` at most."""
     table = Table.grid(padding=(0, 1))
     table.add_column(width=1)
     table.add_column(no_wrap=True, min_width=22)
     table.add_column(justify="right", min_width=6, no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    for line in view.lines:
+    first, end = window(view.lines, rows)
+    if first:
+        table.add_row("", Text(f"{first} stages before", style="dim"), "", "")
+    for line in view.lines[first:end]:
         table.add_row(_mark(line, spinner), _title(line), _time(line), _detail(line, width))
+    if end < len(view.lines):
+        table.add_row("", Text(f"{len(view.lines) - end} stages after", style="dim"), "", "")
     return table
 
 
@@ -84,11 +102,12 @@ def _detail(line: StageLine, width: int) -> RenderableType:
     return row
 
 
-def screen(view: View, *, width: int, hint: str, spinner: Spinner | None = None) -> Group:
-    """The live screen: header, stages, and what the keys do."""
-    parts: list[RenderableType] = [header(view), stage_table(view, width=width, spinner=spinner)]
-    if view.message:
-        parts.append(Text(view.message, style="red" if view.phase == Phase.FAILED else "yellow"))
+def screen(view: View, *, width: int, height: int, hint: str, spinner: Spinner | None = None) -> Group:
+    """The live screen: header, stages, and what the keys do; `height` 0 is no limit."""
+    rows = max(3, height - OTHER_ROWS) if height else len(view.lines)
+    parts: list[RenderableType] = [header(view), stage_table(view, width=width, rows=rows, spinner=spinner)]
+    if view.message and view.phase != Phase.FAILED:
+        parts.append(Text(view.message, style="yellow"))
     if hint:
         parts.append(Text(hint, style="dim"))
     return Group(*parts)

@@ -2,9 +2,9 @@
 
 Like the real one it believes only a result.json that carries its input's digest, writes it last and atomically, skips
 done work, and saves and exits 143 on SIGTERM. Its script (ITRAIN_FAKE_SCRIPT) is JSON: by stage (`rollout`) or by stage
-and iteration (`i1/rollout`), `{"seconds", "exits": [codes of the first executions], "metrics", "counters",
-"ignore_term", "grandchild"}`. Each execution appends lines `<event> <ref> <shard> <attempt> <pid>` to the file
-ITRAIN_FAKE_LEDGER.
+and iteration (`i1/rollout`), `{"seconds", "exits": [codes of the first executions], "exits_of_shard", "metrics",
+"counters", "ignore_term", "grandchild"}`. Each execution appends lines `<event> <ref> <shard> <attempt> <pid>` to
+the file ITRAIN_FAKE_LEDGER.
 """
 # ruff: noqa: PTH103, PTH105, PTH120, PTH123 -- started hundreds of times; pathlib would double the time that takes
 
@@ -62,7 +62,7 @@ def main() -> int:
     except SystemExit:
         note("saved")
         return finish(stage_input, 143, {})
-    exits = behaviour.get("exits", [])
+    exits = behaviour.get("exits_of_shard", {}).get(shard, behaviour.get("exits", []))
     if executions < len(exits) and exits[executions] != 0:
         note(f"exit{exits[executions]}")
         print(f"{ref} fails on purpose", flush=True)
