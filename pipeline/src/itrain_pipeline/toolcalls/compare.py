@@ -36,9 +36,9 @@ def fragment_score(answer: Sequence[ToolCall], gold: Sequence[ToolCall]) -> floa
     """Reward in [-1, 1] with credit per fragment; 1 exactly for an exact match (method document, 3, reward a).
 
     A call's fragments: its name, and for each argument the parameter's name and its value, one point each; a wrong
-    value of the right JSON type earns half a point. A call of another tool earns nothing: its fragments are right for
-    no one. Calls are paired greedily, most points first. Reward = 2 · points / fragments of the longer side - 1, so
-    that what is missing and what is too much both cost. Without calls on one side only: -1.
+    value of the right JSON type earns half a point. Calls are paired greedily, most points first. Reward =
+    2 · points / fragments of the longer side - 1, so that what is missing and what is too much both cost. Where only
+    one side has calls: -1.
     """
     if not answer or not gold:
         return 1.0 if not answer and not gold else -1.0
@@ -46,8 +46,6 @@ def fragment_score(answer: Sequence[ToolCall], gold: Sequence[ToolCall]) -> floa
     earned = 0.0
     while left and wanted:
         points, i, j = max((_points(a, g), -i, -j) for i, a in enumerate(left) for j, g in enumerate(wanted))
-        if not points:
-            break
         earned += points
         del left[-i], wanted[-j]
     whole = max(sum(map(_fragments, answer)), sum(map(_fragments, gold)))
@@ -59,10 +57,9 @@ def _fragments(call: ToolCall) -> int:
 
 
 def _points(answer: ToolCall, gold: ToolCall) -> float:
-    if answer.name != gold.name:
-        return 0.0
     shared = answer.arguments.keys() & gold.arguments.keys()
-    return 1.0 + sum(1.0 + _value_points(answer.arguments[name], gold.arguments[name]) for name in shared)
+    values = sum(1.0 + _value_points(answer.arguments[name], gold.arguments[name]) for name in shared)
+    return float(answer.name == gold.name) + values
 
 
 def _value_points(answer: Any, gold: Any) -> float:
