@@ -207,6 +207,24 @@ def test_failed_trees_are_counted_and_too_many_end_the_shard(
     assert error.value.exit_code == 70
 
 
+def test_a_store_that_fails_ends_the_stage_and_loses_nothing_that_was_saved(
+    tmp_path: Path, examples: list[Example], results: list[StageResult]
+) -> None:
+    class Failing(FolderWork):
+        def put(self, name: str, path: Path) -> None:
+            if self.puts == 3:
+                raise RetryableError("the store is gone")
+            super().put(name, path)
+
+    work = Failing(tmp_path / "work")
+    with pytest.raises(RetryableError, match="the store is gone"):
+        run(answers_to(examples), folder_ports(tmp_path / "first", results, work=work))
+    assert len(work.names("trees/")) == 3
+    whole = run(answers_to(examples), folder_ports(tmp_path / "whole", results))
+    resumed = run(answers_to(examples), folder_ports(tmp_path / "second", results, work=FolderWork(tmp_path / "work")))
+    assert resumed.outputs["pairs.jsonl"].read_bytes() == whole.outputs["pairs.jsonl"].read_bytes()
+
+
 @pytest.mark.parametrize("method", ["bestOfN", "firstDivergence"])
 def test_the_baselines_spend_the_same_completions_on_the_root(
     tmp_path: Path, examples: list[Example], results: list[StageResult], method: str
