@@ -7,9 +7,12 @@ name's tokens. Digits stand alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from itrain_pipeline.files import write_atomic
 
 VOCABULARY_SIZE: Final = 512
 CONTEXT_TOKENS: Final = 16_384
@@ -66,3 +69,7 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder, save_jinja_files=False)
+    config = folder / "tokenizer_config.json"
+    saved = json.loads(config.read_text(encoding="utf-8"))
+    saved["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 4 and 5 both know this name
+    write_atomic(config, (json.dumps(saved, indent=2, ensure_ascii=False) + "\n").encode())

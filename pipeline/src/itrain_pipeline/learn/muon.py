@@ -32,7 +32,12 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum; the update's root mean square is AdamW's (0.2), so one learning rate serves both."""
 
     def __init__(
-        self, params: Iterable[torch.Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

@@ -54,7 +54,7 @@ class Recipe:
     """Everything that pre-training depends on besides the code."""
 
     seed: int = 0
-    steps: int = 1_800
+    steps: int = 1_000
     tokens_per_step: int = 4_096
     learning_rate: float = 4e-3
     final_rate: float = 0.02
@@ -68,13 +68,13 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     intermediate: int = 288
-    rope_theta: float = 50_000.0
+    rope_theta: float = 10_000.0
+    """Readers that do not know `rope_parameters` (transformers 4) assume this value."""
     phases: tuple[Phase, ...] = field(
         default=(
-            Phase(start=0.0, easy=0.2, medium=0.0, hard=0.0, padded=0.0, turns=8, repetition=0.8),
-            Phase(start=0.1, easy=0.8, medium=0.0, hard=0.0, padded=0.0, turns=8, repetition=0.2),
-            Phase(start=0.35, easy=0.5, medium=0.5, hard=0.0, padded=0.0, turns=4),
-            Phase(start=0.55, easy=0.35, medium=0.35, hard=0.25, padded=0.05, turns=3),
+            Phase(start=0.0, easy=0.7, medium=0.0, hard=0.0, padded=0.0, turns=6, repetition=0.3),
+            Phase(start=0.2, easy=0.5, medium=0.5, hard=0.0, padded=0.0, turns=4),
+            Phase(start=0.5, easy=0.35, medium=0.35, hard=0.25, padded=0.05, turns=3),
         )
     )
 
@@ -169,8 +169,10 @@ def build_model(recipe: Recipe, pad: int, bos: int, end_of_turn: int) -> LlamaFo
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from itrain_pipeline.learn.heads import write_copying_heads
+
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY_SIZE,
             hidden_size=recipe.hidden,
@@ -180,25 +182,30 @@ def build_model(recipe: Recipe, pad: int, bos: int, end_of_turn: int) -> LlamaFo
             num_key_value_heads=recipe.heads,
             max_position_embeddings=CONTEXT_TOKENS,
             rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+            initializer_range=0.04,
             tie_word_embeddings=True,
             pad_token_id=pad,
             bos_token_id=bos,
             eos_token_id=end_of_turn,
         )
     )
+    if recipe.layers > 1:
+        write_copying_heads(model, torch.Generator().manual_seed(recipe.seed))
+    return model
 
 
 def build_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings and norms, at one learning rate."""
+    """Muon for the layers' matrices; AdamW for embeddings and norms at half the rate, lest tokens lose themselves."""
     import torch
 
     from itrain_pipeline.learn.muon import Muon
 
+    rate = recipe.learning_rate
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     return [
-        Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        Muon([{"params": matrices, "share": 1.0}], lr=rate, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW([{"params": others, "share": 0.5}], lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
@@ -293,7 +300,7 @@ def pretrain(recipe: Recipe, folder: Path, *, eval_every: int = 400, eval_rows: 
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = now
+                group["lr"] = now * group["share"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         tokens += sum(len(one.ids) for one in batch)
@@ -334,6 +341,7 @@ def save(model: Any, recipe: Recipe, folder: Path, *, step: int, tokens: int, ac
     half = copy.deepcopy(model).to(torch.float16)
     half.generation_config.do_sample = False
     half.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     card = {
         "recipe": asdict(recipe),
         "step": step,
