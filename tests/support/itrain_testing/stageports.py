@@ -90,17 +90,19 @@ class FolderWork:
 
 
 class Silent:
-    """Progress that is only remembered, and a stop signal set by `stop_after` updates (never by default)."""
+    """Progress that is only remembered, and a stop signal that is set from the look after `stop_after` looks on."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.updates: list[tuple[int, int, str]] = []
         self._stop_after = stop_after
+        self._looks = 0
 
     def update(self, done: int, total: int, text: str = "") -> None:
         self.updates.append((done, total, text))
 
     def is_set(self) -> bool:
-        return self._stop_after is not None and len(self.updates) >= self._stop_after
+        self._looks += 1
+        return self._stop_after is not None and self._looks > self._stop_after
 
 
 def folder_ports(

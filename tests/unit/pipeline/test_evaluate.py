@@ -194,8 +194,10 @@ def test_a_restart_asks_only_what_is_left(tmp_path: Path, renderer: Renderer) ->
         ask(tmp_path, renderer, engine, rows, work=work, silent=Silent(stop_after=2))
     assert len(engine.asked) == 2 * BATCH
     assert engine.closed
+    told = Silent()
     again = ScriptedEngine(lambda _name, _ids: renderer.answer_ids(RIGHT))
-    found = ask(tmp_path / "again", renderer, again, rows, work=work)
+    found = ask(tmp_path / "again", renderer, again, rows, work=work, silent=told)
+    assert [done for done, _, _ in told.updates] == list(range(2 * BATCH + 1, 2 * rows + 1))
     assert len(again.asked) == 2 * rows - 2 * BATCH
     whole = ask(tmp_path / "whole", renderer, ScriptedEngine(lambda _n, _i: renderer.answer_ids(RIGHT)), rows)
     assert found == whole

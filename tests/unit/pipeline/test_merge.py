@@ -88,6 +88,7 @@ def test_fp32_is_written_where_half_precision_fails_the_gate(folders: tuple[Path
     base = half(folders[0], tmp_path / "half")
     report = merge_adapter(base, folders[1], tmp_path / "out", probes=PROBES, max_difference=1e-4)
     assert report.dtype == "float32"
+    assert report.refused["float16"] > 1e-4
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float32
 
 

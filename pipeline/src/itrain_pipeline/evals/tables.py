@@ -89,16 +89,15 @@ def error_tables(data: ReportData) -> list[dict[str, Any]]:
     for benchmark in benchmarks(data):
         counts = [count_errors(point.of(benchmark)) for point in data.points]
         totals = [sum(count.values()) for count in counts]
-        names = [c.value for c in ErrorClass if any(c.value in count for count in counts)]
+        paper = PAPER_SHARES if benchmark == "bfcl" else {}
+        names = [c.value for c in ErrorClass if c in paper or any(c.value in count for count in counts)]
         names += sorted({name for count in counts for name in count} - set(names))
         rows = []
         for name in names:
             shares = [count.get(name, 0) / total if total else 0.0 for count, total in zip(counts, totals, strict=True)]
             cells = [{"count": count.get(name, 0), "share": share} for count, share in zip(counts, shares, strict=True)]
-            paper = PAPER_SHARES.get(ErrorClass(name)) if name in list(ErrorClass) else None
-            rows.append(
-                {"name": name.replace("_", " "), "cells": cells, "paper": paper if benchmark == "bfcl" else None}
-            )
+            share = next((value for known, value in paper.items() if known.value == name), None)
+            rows.append({"name": name.replace("_", " "), "cells": cells, "paper": share})
         tables.append({"benchmark": benchmark, "rows": rows, "totals": totals})
     return tables
 

@@ -6,9 +6,10 @@ with the unmerged fp32 form. A form that fails the gate is not written; fp32 is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ PROBE_POSITIONS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeReport:
-    """`max_difference` and `mean_difference` are of |Δlogit| over all probe positions, in the model's logits."""
+    """`max_difference` and `mean_difference` are of |Δlogit| over all probe positions.
+
+    `refused` holds the largest difference of each storage type that failed the gate before this one.
+    """
 
     dtype: str
     max_difference: float
@@ -32,6 +36,7 @@ class MergeReport:
     probe_positions: int
     same_greedy: float
     """Share of probe positions with the same most likely next token."""
+    refused: Mapping[str, float] = field(default_factory=dict)
 
 
 def merge_adapter(
@@ -50,14 +55,14 @@ def merge_adapter(
     """
     if not any(probes):
         raise ConfigError("the merge needs at least one probe row to be checked on")
-    failed: list[MergeReport] = []
+    refused: dict[str, float] = {}
     for dtype in storage_dtypes(model_dir):
         model, report = _merge(model_dir, adapter_dir, dtype, probes, trust_remote_code)
         if report.max_difference <= max_difference:
             _write(model, model_dir, out, dtype, trust_remote_code)
-            return report
-        failed.append(report)
-    figures = ", ".join(f"{report.max_difference:.4g} stored as {report.dtype}" for report in failed)
+            return dataclasses.replace(report, refused=refused)
+        refused[dtype] = report.max_difference
+    figures = ", ".join(f"{difference:.4g} stored as {dtype}" for dtype, difference in refused.items())
     raise PermanentError(
         f"the merged model's logits differ from the adapter's by up to {figures}; allowed is {max_difference:g} "
         "(stages.export.maxLogitDifference). Raise the limit, or set stages.export.merge: false"

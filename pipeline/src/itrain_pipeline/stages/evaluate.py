@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -242,14 +243,19 @@ async def ask_point(
     for start in range(0, len(left), BATCH):
         if ports.stop.is_set():
             raise Interrupted(f"stopped at {point}; {len(done)} of {len(questions)} answers are saved")
-        ports.progress.update(before + len(done), total, point)
-        batch = await asyncio.gather(*(asker.ask(question, point) for question in left[start : start + BATCH]))
+        count = itertools.count(before + len(done))
+
+        async def ask(question: Question, count: Iterator[int] = count) -> Prediction:
+            prediction = await asker.ask(question, point)
+            ports.progress.update(next(count) + 1, total, point)
+            return prediction
+
+        batch = await asyncio.gather(*(ask(question) for question in left[start : start + BATCH]))
         name = f"{point}/batch-{len(batches) + start // BATCH:05d}.jsonl"
         path = ports.work.local / name
         write_jsonl(path, batch)
         ports.work.put(name, path)
         done.update({(p.benchmark, p.category, p.id): p for p in batch})
-    ports.progress.update(before + len(done), total, point)
     return [done[question.key] for question in questions]
 
 

@@ -140,7 +140,8 @@ def export_weights(stage: ExportStage, model: ModelSpec, choice: Choice, ports: 
             "export/same_greedy": report.same_greedy,
         },
         info={
-            "merge": f"fp32, stored as {report.dtype}",
+            "merge": f"fp32, stored as {report.dtype}"
+            + "".join(f"; as {name} |Δlogit| reaches {value:.3g}" for name, value in report.refused.items()),
             "merge_difference": f"max |Δlogit| {report.max_difference:.3g} over {report.probe_positions} positions of "
             f"{report.probe_rows} rows; allowed {stage.max_logit_difference:g}",
         },
