@@ -171,9 +171,7 @@ def _finish(
     status = status.model_copy(
         update={"conditions": merge_conditions(old.conditions, wanted, generation=run.generation, now=now)}
     )
-    status = fit(status)
-    if not worth_writing(old, status):
-        status = old
+    status = fit(status) if worth_writing(old, status) else old
     events = _reason_events(old, status)
     return Plan(actions=(*actions, *events), status=status, wake_after=wake)
 

@@ -74,6 +74,7 @@ class Faults:
     duplicate: float = 0.0
     person_deletes: float = 0.0
     clock_back: float = 0.0
+    clock_back_s: tuple[int, ...] = (1, 60, 300)
     suspend: float = 0.0
     evict: float = 0.0
 
@@ -97,6 +98,8 @@ class World:
         """Digest by output prefix: what storage proves to be done."""
         self.worked: Counter[StageRef] = Counter()
         """How often a stage's work was done to its end; a Job that finds its result does none."""
+        self.inputs: dict[StageRef, StageInput] = {}
+        """What the stages that did their work were given."""
         self.events: Counter[tuple[str, str]] = Counter()
         self.passes = 0
         self._uids = 0
@@ -140,6 +143,7 @@ class World:
             self._end(job, JobState.FAILED)
         else:
             self.worked[made.ref] += 1
+            self.inputs[made.ref] = made
             self.results[made.output_prefix] = made.digest
             self._end(job, JobState.FAILED if outcome.failed_shards else JobState.COMPLETE)
 
@@ -217,7 +221,7 @@ class World:
         self.passes += 1
         now = self.now
         if self.rng.random() < faults.clock_back:
-            now -= timedelta(seconds=self.rng.choice((1, 60, 7200)))
+            now -= timedelta(seconds=self.rng.choice(faults.clock_back_s))
         made = plan(self.run, self.observe(faults), now)
         for action in made.actions:
             if self.rng.random() < faults.die_between_actions:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from itrain_contract.names import Phase, Reason
-from itrain_contract.stages import EXPORT, WARMUP, StageKind, StageRef, stage_sequence
+from itrain_contract.stages import EXPORT, WARMUP, StageKind, StageRef, stage_sequence, upstream
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.actions import EnsureJob, EventReason
 from itrain_operator.machine import invalid_spec_status, plan
@@ -78,6 +78,16 @@ def test_a_stage_reads_the_completed_shards_and_digests_of_its_upstream() -> Non
     assert (action.shards, action.parallelism, action.max_failed_indexes) == (8, 8, 0)
 
 
+@pytest.mark.parametrize("stage", stage_sequence(make_spec()), ids=str)
+def test_every_stage_reads_what_the_contract_says_and_nothing_else(stage: StageRef) -> None:
+    _, planned = step(drive_to(make_run(), stage))
+    (action,) = [a for a in planned.actions if isinstance(a, EnsureJob)]
+    before = stage_sequence(make_spec())
+    before = before[: before.index(stage)]
+    assert tuple(u.ref for u in action.stage_input.upstream) == upstream(stage, before)
+    assert action.stage_input.best_iteration == (2 if stage == EXPORT else None)
+
+
 def test_a_resumed_run_has_no_warm_up_and_its_evaluation_has_prepares_adapter() -> None:
     run = drive_to(make_run(make_spec(resumeFrom={"runName": "before"})), ref("evaluate"), at=0)
     assert WARMUP not in [r.ref for r in run.status.completed]
@@ -135,6 +145,8 @@ def test_a_retryable_failure_is_recorded_first_then_cleaned_up_then_tried_again(
     assert (deleted(third), made(third), run.status.reason) == ([], [], Reason.WAITING_FOR_CLEANUP)
     run, fourth = step(run, at=113)
     assert made(fourth) == ["run-i0-prepare-a2"]
+    run, _ = step(run, view_of(run, JobState.PENDING), at=114)
+    assert run.status.retry_at is None
 
 
 def test_both_attempts_of_an_input_share_their_work_prefix() -> None:
@@ -330,6 +342,17 @@ def test_a_stage_disabled_while_it_runs_is_finished() -> None:
     assert current_ref(run.status) == ref("score", 2)
 
 
+def test_an_attempt_that_outlived_its_stage_is_deleted() -> None:
+    """Attempt 1 hung on a dead node, attempt 2 completed, then the node came back."""
+    run, _ = step(make_run())
+    zombie = view_of(run, JobState.ACTIVE)
+    run, _ = step(run, view_of(run, JobState.FAILED, exit_code=75))
+    run, _ = step(run, view_of(run, JobState.COMPLETE), at=1000)
+    assert current_ref(run.status) == WARMUP
+    _, planned = step(run, zombie, at=1001)
+    assert deleted(planned) == [zombie.name]
+
+
 # --- names that are taken, creations that are refused ---
 
 
@@ -437,6 +460,16 @@ def test_an_observation_beyond_all_bounds_makes_a_valid_status() -> None:
         after_pass, _ = step(run, view_of(run, state, **wild))
         stored = after_pass.status.model_dump_json(by_alias=True, exclude_none=True)
         assert ITrainRunStatus.model_validate_json(stored) == after_pass.status
+
+
+def test_a_stage_is_never_recorded_twice() -> None:
+    run, _ = step(make_run())
+    done = view_of(run, JobState.COMPLETE)
+    once, _ = step(run, done)
+    back = once.status.model_copy(update={"stage": StageKind.PREPARE})
+    twice, _ = step(replace(once, status=back), done)
+    assert twice.status.completed == once.status.completed
+    assert current_ref(twice.status) == WARMUP
 
 
 def test_a_pass_in_which_nothing_happens_writes_nothing() -> None:
