@@ -31,7 +31,8 @@ class KvSlab:
         old_rows, old_tokens = self.kv.shape[2], self.kv.shape[4]
         if rows <= old_rows and tokens <= old_tokens:
             return
-        rows = max(rows, old_rows)
+        # Rows grow by half at least: growing one by one would copy everything each time.
+        rows = max(rows, old_rows * 3 // 2) if rows > old_rows else old_rows
         tokens = max(-(-tokens // TOKEN_STEP) * TOKEN_STEP, old_tokens)
         old = self.kv
         self.kv = self._empty(rows, tokens)
