@@ -55,15 +55,15 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=4)),
     max_leaves=8,
 )
-WORDS = st.from_regex(r"[A-Za-z_/&+'][\w.\-/&+']{0,8}", fullmatch=True)
+WORDS = st.text("aZ_/é&+'.-9", min_size=1, max_size=6)
 NAMES = st.lists(WORDS, min_size=1, max_size=4).map(" ".join)
-PARAMETERS = st.from_regex(r"[A-Za-z_$][\w.\-$]{0,8}", fullmatch=True)
+PARAMETERS = st.text("aZ_$é.-9", min_size=1, max_size=6)
 CALLS = st.lists(
     st.builds(ToolCall, name=NAMES, arguments=st.dictionaries(PARAMETERS, VALUES, max_size=4)), min_size=1, max_size=3
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(calls=CALLS, call_format=st.sampled_from(("pythonic", "hermes", "llama")))
 def test_what_is_written_reads_back(calls: list[ToolCall], call_format: str) -> None:
     read = parse(serialise(calls, call_format), call_format)

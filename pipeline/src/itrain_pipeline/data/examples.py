@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, Protocol
 
 from itrain_contract.stagespec import Curriculum
 from itrain_pipeline.data.curriculum import bucket_of
-from itrain_pipeline.data.formats import Dialogue, RowError, Turn, read_dialogue
+from itrain_pipeline.data.dialogue import Dialogue, RowError, Turn
+from itrain_pipeline.data.formats import read_dialogue
 from itrain_pipeline.errors import DataError
 from itrain_pipeline.records import Example, Message, RejectedRow, to_json
 from itrain_pipeline.toolcalls.parse import parse

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -20,10 +21,16 @@ from itrain_pipeline.data.hub import Snapshot, fetch_snapshot, parse_address
 from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.ports import Store
 
-MAX_ARRAY_BYTES: Final = 2 << 30
-"""A JSON array is read whole; larger data come as JSON lines."""
-MAX_LINE_BYTES: Final = 64 << 20
 DATA_SUFFIXES: Final = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """A JSON array is read whole; larger data come as JSON lines."""
+
+    array_bytes: int = 2 << 30
+    line_bytes: int = 64 << 20
+
 
 FetchSnapshot = Callable[..., Snapshot]
 Rows = Iterator[object]
@@ -73,19 +80,21 @@ def _data_files(path: Path, uri: str) -> list[Path]:
     return found
 
 
-def read_file(path: Path, name: str) -> Rows:
+def read_file(path: Path, name: str, limits: Limits = Limits()) -> Rows:
     """The rows of one file; `name` is what errors call it."""
     if path.suffix == ".parquet":
         return _read_parquet(path)
     with path.open("rb") as data:
         head = data.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    return _read_array(path, name) if head.startswith(b"[") else _read_lines(path, name)
+    return _read_array(path, name, limits) if head.startswith(b"[") else _read_lines(path, name, limits)
 
 
-def _read_array(path: Path, name: str) -> Rows:
+def _read_array(path: Path, name: str, limits: Limits) -> Rows:
     size = path.stat().st_size
-    if size > MAX_ARRAY_BYTES:
-        raise DataError(f"{name} is a JSON array of {size} bytes, allowed are {MAX_ARRAY_BYTES}: give it as JSON lines")
+    if size > limits.array_bytes:
+        raise DataError(
+            f"{name} is a JSON array of {size} bytes, allowed are {limits.array_bytes}: give it as JSON lines"
+        )
     try:
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -93,13 +102,13 @@ def _read_array(path: Path, name: str) -> Rows:
     yield from rows
 
 
-def _read_lines(path: Path, name: str) -> Rows:
+def _read_lines(path: Path, name: str, limits: Limits) -> Rows:
     with path.open("rb") as lines:
         number = 0
-        while line := lines.readline(MAX_LINE_BYTES + 1):
+        while line := lines.readline(limits.line_bytes + 1):
             number += 1
-            if len(line) > MAX_LINE_BYTES:
-                raise DataError(f"{name} line {number} is longer than {MAX_LINE_BYTES} bytes")
+            if len(line) > limits.line_bytes:
+                raise DataError(f"{name} line {number} is longer than {limits.line_bytes} bytes")
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not text.strip():
                 continue
