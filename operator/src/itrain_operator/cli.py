@@ -248,10 +248,10 @@ def version(output: OutputOption = Output.TEXT) -> None:
         say(f"itrain {versions['itrain']}")
 
 
-def main() -> None:
-    """The console script: every foreseen error becomes one line and an exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: every foreseen error becomes one line and an exit code; always raises SystemExit."""
     try:
-        app()
+        app(arguments)
     except SpecError as error:
         _fail(str(error), ExitCode.CONFIG)
     except LockedError as error:

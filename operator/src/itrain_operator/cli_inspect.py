@@ -16,7 +16,7 @@ from rich.console import Console
 from itrain_contract.layout import RunLayout
 from itrain_contract.names import Phase
 from itrain_contract.stageio import StageInput
-from itrain_operator.cli_local import best_point, current_live, pipeline_python, warmed_up
+from itrain_operator.cli_local import best_point, current_live, paced, pipeline_python, warmed_up
 from itrain_operator.localfigures import finished_figures
 from itrain_operator.localjob import IndexState, index_state
 from itrain_operator.localobserve import job_view
@@ -65,7 +65,7 @@ def show_status(named: str | None, *, as_json: bool) -> None:
         spec=stored.spec,
         status=status,
         figures=figures,
-        live=current_live(status, Observed(jobs=tuple(_views(folder, running))), time.time()),
+        live=paced(None, current_live(status, Observed(jobs=tuple(_views(folder, running))), time.time())),
         elapsed_s=status.running_seconds,
         stopping=not running,
     )
@@ -75,7 +75,7 @@ def show_status(named: str | None, *, as_json: bool) -> None:
     if status.phase == Phase.FAILED:
         write(console, f"failed ({status.reason.value}): {status.message}")
     if curve:
-        write(console, "", curve_table(curve, best=best_point(status)))
+        write(console, "", curve_table(curve, best=best_point(status, curve)))
 
 
 def _views(folder: StateFolder, running: bool) -> list[JobView]:

@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ class Session:
         self._options = options
         self._environ = environ
         self._figures: dict[StageRef, StageFigures] = {}
+        self._pace: Live | None = None
         self._progress = Console(stderr=True)
         self._out = Console()
         live = self._progress.is_terminal and not options.plain
@@ -157,12 +158,13 @@ class Session:
 
     def _watch(self, status: ITrainRunStatus, observed: Observed, stopping: bool) -> None:
         self._figures = finished_figures(self._folder, self._stored.name, status, self._figures)
+        self._pace = paced(self._pace, current_live(status, observed, time.time()))
         view = build_view(
             name=self._stored.name,
             spec=self._stored.spec,
             status=status,
             figures=self._figures,
-            live=current_live(status, observed, time.time()),
+            live=self._pace,
             elapsed_s=running_seconds(status, observed, time.time()),
             stopping=stopping,
         )
@@ -200,7 +202,7 @@ class Session:
         if self._options.folder is not None:
             again += f" --dir {self._options.folder}"
         if curve:
-            write(self._out, "", curve_table(curve, best=best_point(status)), "")
+            write(self._out, "", curve_table(curve, best=best_point(status, curve)), "")
         if report is not None:
             write(self._out, f"report  {report}")
         if ending == Ending.INTERRUPTED:
@@ -251,6 +253,16 @@ def current_live(status: ITrainRunStatus, observed: Observed, now: float) -> Liv
     )
 
 
+def paced(before: Live | None, now: Live | None) -> Live | None:
+    """`now` with the moment at which its progress was reached, taken over from `before` while nothing moved."""
+    if now is None:
+        return None
+    same = (
+        before is not None and before.done == now.done and before.total == now.total and before.seconds <= now.seconds
+    )
+    return replace(now, paced_at=before.paced_at if same and before is not None else now.seconds)
+
+
 def running_seconds(status: ITrainRunStatus, observed: Observed, now: float) -> float:
     """Running time up to now: the status records it only now and then."""
     ref = current_ref(status)
@@ -259,10 +271,12 @@ def running_seconds(status: ITrainRunStatus, observed: Observed, now: float) -> 
     return status.running_seconds + spent.running + spent.retrying
 
 
-def best_point(status: ITrainRunStatus) -> str:
+def best_point(status: ITrainRunStatus, curve: list[Point]) -> str:
+    """The point whose adapter is the best; iteration 0 is the last of the points before the iterations."""
     if status.best is None:
         return ""
-    return f"iteration_{status.best.iteration}" if status.best.iteration else "warmup"
+    starts = [point.name for point in curve if not point.name.startswith("iteration_")]
+    return f"iteration_{status.best.iteration}" if status.best.iteration else "".join(starts[-1:])
 
 
 def warmed_up(figures: Mapping[StageRef, StageFigures]) -> bool:

@@ -96,14 +96,14 @@ class PlainDisplay:
         now = self._clock()
         due = now - self._progress_at >= PROGRESS_S
         lines = plain_lines(self._last, view, progress=due)
-        if due or lines:
+        if due or lines or self._last is None:
             self._progress_at = now
+            self._last = view
         if stopping and not self._told_stopping:
             self._told_stopping = True
             lines.append(HINT_STOPPING)
         for line in lines:
             self._write(f"{view.name}: {line}")
-        self._last = view
 
     def event(self, event: Emit) -> None:
         if event.type == "Warning" and event.reason != EventReason.FAILED:

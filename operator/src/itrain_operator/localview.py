@@ -31,6 +31,8 @@ class Live:
     total: int = 0
     text: str = ""
     seconds: float = 0.0
+    paced_at: float = 0.0
+    """Seconds at which `done` was reached; between two steps the remaining time runs down from there."""
     running: int = 0
     """Processes at the moment."""
     shards_done: int = 0
@@ -39,9 +41,9 @@ class Live:
     @property
     def eta_s(self) -> float | None:
         """By the pace so far; None before there is one."""
-        if not 0 < self.done < self.total or self.seconds <= 0:
+        if not 0 < self.done < self.total or self.paced_at <= 0:
             return None
-        return self.seconds * (self.total - self.done) / self.done
+        return max(0.0, self.paced_at * (self.total - self.done) / self.done - (self.seconds - self.paced_at))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,7 @@ def duration(seconds: float) -> str:
 
 
 def plain_lines(before: View | None, after: View, *, progress: bool) -> list[str]:
-    """Lines for a log: one per transition, and the running stage's progress when `progress` asks for it."""
+    """Lines for a log: one per transition; when `progress` asks for it, how far the stage is since `before`."""
     known = {line.ref: line for line in before.lines} if before else {}
     out: list[str] = []
     done = sum(line.state == LineState.DONE for line in after.lines)
@@ -188,7 +190,8 @@ def plain_lines(before: View | None, after: View, *, progress: bool) -> list[str
     for line in after.lines:
         was = known.get(line.ref)
         same = was is not None and was.state == line.state and was.attempt == line.attempt
-        if line.state == LineState.RUNNING and (progress or not same):
+        moved = was is None or (was.live.done, was.note) != (line.live.done, line.note)
+        if line.state == LineState.RUNNING and ((progress and moved) or not same):
             out.append(f"{line.plain_title}: {'running' if same else _started(line)}{_progress_words(line)}")
         elif not same and line.state in (LineState.DONE, LineState.FAILED, LineState.INTERRUPTED):
             took = f" in {duration(line.seconds)}" if line.state == LineState.DONE else ""

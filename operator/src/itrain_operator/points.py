@@ -37,8 +37,8 @@ class Point:
 def points(stages: Iterable[StageFigures], *, warmed_up: bool = True) -> list[Point]:
     """Base, warm-up and iterations in order; a point without metrics is left out.
 
-    Evaluation of iteration 0 holds the base model under `base/` and the warm-up under plain names; without a warm-up
-    the plain names are the base's too.
+    Evaluation of iteration 0 holds the base model under `base/` and what the iterations start from under plain names:
+    the warm-up, or the adapter of a run that is continued. Where there is neither, the plain names are the base's.
     """
     found: list[Point] = []
     for stage in sorted((s for s in stages if s.ref.kind == StageKind.EVALUATE), key=lambda s: s.ref.iteration):
@@ -48,8 +48,8 @@ def points(stages: Iterable[StageFigures], *, warmed_up: bool = True) -> list[Po
             found.append(Point(name=f"iteration_{stage.ref.iteration}", metrics=plain))
             continue
         found.append(Point(name="base", metrics=base or plain))
-        if warmed_up and base:
-            found.append(Point(name="warmup", metrics=plain))
+        if base:
+            found.append(Point(name="warmup" if warmed_up else "resumed", metrics=plain))
     return [point for point in found if point.metrics]
 
 
