@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from itrain_contract.layout import parse_indexes
 from itrain_contract.names import Phase, Reason
 from itrain_contract.spec import IterationsSpec
-from itrain_contract.stages import stage_sequence
+from itrain_contract.stageio import TerminationSummary
+from itrain_contract.stages import StageKind, stage_sequence
 from itrain_contract.stagespec import PrepareStage, RolloutStage
-from itrain_contract.status import CurrentJob, ITrainRunStatus
+from itrain_contract.status import STATUS_LIMIT_BYTES, CurrentJob, ITrainRunStatus, size_bytes
 from itrain_operator.accounting import elapsed
 from itrain_operator.earlystop import gained, judge
 from itrain_operator.observed import JobState
@@ -271,3 +272,26 @@ def test_the_history_holds_each_iteration_with_its_stages_and_no_more_than_its_l
     assert [entry.iteration for entry in run.status.history] == [2, 3]
     assert set(run.status.history[1].stage_seconds) == {"score", "rollout", "train", "evaluate"}
     assert [(m.name, m.value) for m in run.status.history[1].metrics] == [(METRIC, 0.3)]
+
+
+def test_a_hundred_iterations_of_ten_thousand_shards_with_holes_keep_the_status_within_its_budget() -> None:
+    sharded = {"shards": 10_000, "parallelism": 100, "minSucceeded": 1}
+    spec = make_spec(stages={"score": sharded, "rollout": sharded}, iterations={"max": 100}, historyLimit=100)
+    run = make_run(spec)
+    holed = frozenset(range(0, 10_000, 2))
+    names = [f"bfcl/live_parallel_multiple_{n}/accuracy" for n in range(70)]
+    metrics = TerminationSummary(exit_code=0, metrics={METRIC: 0.5} | dict.fromkeys(names, 0.123456789))
+    for _ in range(500):
+        pointed = run.status.stage
+        view = []
+        if pointed is not None:
+            some = {"completed": holed} if pointed in (StageKind.SCORE, StageKind.ROLLOUT) else {}
+            view = [view_of(run, JobState.COMPLETE, summary=metrics, **some)]
+        run, _ = step(run, *view)
+        assert size_bytes(run.status) <= STATUS_LIMIT_BYTES
+        if run.status.phase.terminal:
+            break
+    assert run.status.phase == Phase.SUCCEEDED
+    assert [r.ref for r in run.status.completed] == list(stage_sequence(spec))
+    stored = run.status.model_dump_json(by_alias=True, exclude_none=True)
+    assert ITrainRunStatus.model_validate_json(stored) == run.status
