@@ -54,6 +54,8 @@ def continue_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
 
     check_adapter_folder(folder)
     wrapped = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    # Saving, PEFT compares the base's configuration with that of this name: a local folder, or it would ask a hub.
+    wrapped.peft_config[wrapped.active_adapter].base_model_name_or_path = model.config.name_or_path
     return _fp32_adapter(wrapped) if trainable else wrapped.eval()
 
 

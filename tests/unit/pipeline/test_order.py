@@ -1,0 +1,86 @@
+"""Training order and batch plans: counts, curriculum, the global batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itrain_pipeline.errors import ConfigError
+from itrain_pipeline.learn.order import PADDING, count_steps, pad_order, plan_batches, plan_order
+
+
+def test_the_curriculum_trains_the_buckets_in_sequence_and_every_row_once_an_epoch() -> None:
+    order = plan_order([5, 3, 2], epochs=2, max_steps=0, global_batch=4, seed=0)
+    assert Counter(order) == dict.fromkeys(range(10), 2)
+    assert [sorted(set(part)) for part in (order[:10], order[10:16], order[16:])] == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7],
+        [8, 9],
+    ]
+
+
+def test_each_pass_over_a_bucket_is_shuffled_anew_and_the_same_seed_gives_the_same_order() -> None:
+    order = plan_order([50], epochs=2, max_steps=0, global_batch=4, seed=0)
+    assert order[:50] != order[50:]
+    assert order == plan_order([50], epochs=2, max_steps=0, global_batch=4, seed=0)
+    assert order != plan_order([50], epochs=2, max_steps=0, global_batch=4, seed=1)
+
+
+def test_max_steps_keeps_the_curriculum_and_gives_whole_global_batches() -> None:
+    order = plan_order([50, 30, 20], epochs=1, max_steps=5, global_batch=4, seed=0)
+    assert len(order) == 20
+    # 20 of 100 rows: a fifth of every bucket
+    assert [sum(low <= row < high for row in order) for low, high in ((0, 50), (50, 80), (80, 100))] == [10, 6, 4]
+    assert list(order) == sorted(order, key=lambda row: (row >= 50) + (row >= 80))
+
+
+def test_an_order_over_no_rows_is_empty() -> None:
+    assert plan_order([0, 0], epochs=1, max_steps=7, global_batch=4, seed=0) == ()
+
+
+@given(
+    buckets=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    epochs=st.floats(0.1, 3.0),
+    max_steps=st.integers(0, 9),
+    seed=st.integers(0, 99),
+)
+def test_no_row_is_seen_two_times_more_often_than_another_of_its_bucket(
+    buckets: list[int], epochs: float, max_steps: int, seed: int
+) -> None:
+    order = plan_order(buckets, epochs=epochs, max_steps=max_steps, global_batch=3, seed=seed)
+    if sum(buckets):
+        assert len(order) == (max_steps * 3 if max_steps else max(1, round(epochs * sum(buckets))))
+    seen = Counter(order)
+    first = 0
+    for count in buckets:
+        times = [seen[row] for row in range(first, first + count)]
+        assert not times or max(times) - min(times) <= 1
+        first += count
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro", "processes", "expected"),
+    [(128, 4, 1, (4, 32)), (128, 4, 8, (4, 4)), (6, 4, 1, (3, 2)), (7, 4, 1, (1, 7)), (2, 4, 2, (1, 1))],
+)
+def test_the_global_batch_holds_whatever_the_processes(
+    global_batch: int, micro: int, processes: int, expected: tuple[int, int]
+) -> None:
+    plan = plan_batches(global_batch=global_batch, micro_batch=micro, processes=processes)
+    assert (plan.micro, plan.accumulation) == expected
+    assert plan.global_batch == global_batch
+
+
+def test_a_global_batch_that_the_processes_cannot_share_is_refused_with_the_field_and_what_is_allowed() -> None:
+    with pytest.raises(ConfigError, match=r"globalBatch: got 5, allowed are multiples of the 2 processes"):
+        plan_batches(global_batch=5, micro_batch=1, processes=2)
+
+
+def test_the_last_batch_is_evened_out_for_several_processes_only() -> None:
+    two = plan_batches(global_batch=4, micro_batch=2, processes=2)
+    assert pad_order((0, 1, 2, 3, 4), two) == (0, 1, 2, 3, 4, PADDING, PADDING, PADDING)
+    one = plan_batches(global_batch=4, micro_batch=2, processes=1)
+    assert pad_order((0, 1, 2), one) == (0, 1, 2)
+    assert count_steps(5, 4) == 2

@@ -1,0 +1,39 @@
+"""Which device computes in what, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from itrain_pipeline.errors import ConfigError
+from itrain_pipeline.learn.precision import Device, choose_precision, detect_device
+
+CPU = Device(kind="cpu")
+VOLTA = Device(kind="cuda", capability=(7, 0), name="V100")
+AMPERE = Device(kind="cuda", capability=(8, 0), name="A100")
+HOPPER = Device(kind="cuda", capability=(9, 0), name="H100")
+
+
+@pytest.mark.parametrize(("device", "expected"), [(CPU, "fp32"), (VOLTA, "fp16"), (AMPERE, "bf16"), (HOPPER, "bf16")])
+def test_auto_picks_what_the_device_is_good_at(device: Device, expected: str) -> None:
+    assert choose_precision("auto", device) == expected
+
+
+def test_what_a_device_can_do_is_granted() -> None:
+    assert choose_precision("fp32", VOLTA) == "fp32"
+    assert choose_precision("fp16", HOPPER) == "fp16"
+    assert choose_precision("bf16", CPU) == "bf16"
+
+
+def test_fp16_on_a_cpu_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(ConfigError, match="got fp16 on a CPU, allowed there are auto, fp32 and bf16"):
+        choose_precision("fp16", CPU)
+
+
+def test_bf16_on_volta_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(ConfigError, match=r"got bf16 on V100 \(sm_70\).*allowed are auto, fp16 and fp32"):
+        choose_precision("bf16", VOLTA)
+
+
+def test_this_machine_can_do_what_auto_picks_for_it() -> None:
+    device = detect_device()
+    assert choose_precision(choose_precision("auto", device), device) == choose_precision("auto", device)
