@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from itrain_contract.stageio import StageInput, StageResult
+from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import RolloutStage
 from itrain_pipeline.data.selection import shard_of
 from itrain_pipeline.errors import DataError, Interrupted, PermanentError, RetryableError
@@ -24,7 +25,7 @@ from itrain_pipeline.search.sample import Budget, SampleSearch, SearchedSample
 from itrain_pipeline.stages import rollout
 from itrain_testing.rollout_inputs import quickstart_renderer, rollout_input, toolworld_examples, upstream_results
 from itrain_testing.scripted_engine import ScriptedEngine
-from itrain_testing.stageports import FolderWork, Silent, folder_ports
+from itrain_testing.stageports import FolderWork, Silent, folder_ports, stage_result
 
 ROWS = 12
 STAGE: dict[str, Any] = {"treesInFlight": 1, "maxFailedTrees": 0.0}
@@ -96,6 +97,30 @@ def test_pairs_come_from_sampled_answers_with_lineage_and_better_steps_chosen(
     assert [tree["sample_id"] for tree in trees] == [example.id for example in examples]
     assert engine.adapters == [("iteration-1", None)]
     assert engine.resets == ROWS
+
+
+def test_the_newest_adapter_is_served_under_the_iterations_name_and_named_in_every_pair(
+    tmp_path: Path, examples: list[Example]
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_bytes(name.encode())
+    results = upstream_results(tmp_path, examples, iteration=2, adapter=adapter)
+    trained = adapter / "trained"
+    trained.mkdir()
+    (trained / "adapter_model.safetensors").write_bytes(b"newer")
+    files = {"adapter/adapter_model.safetensors": trained / "adapter_model.safetensors"}
+    newest = stage_result(StageKind.TRAIN, 1, files)
+    engine = answers_to(examples)
+    output = run(engine, folder_ports(tmp_path / "run", [*results, newest]), rollout_input(STAGE, iteration=2))
+    ((name, folder),) = engine.adapters
+    assert name == "iteration-2"
+    assert folder is not None
+    assert (folder / "adapter_model.safetensors").read_bytes() == b"newer"
+    sha256 = newest.outputs["adapter/adapter_model.safetensors"].sha256
+    assert {pair.lineage.adapter_sha256 for pair in pairs_of(output)} == {sha256}
+    assert {pair.lineage.iteration for pair in pairs_of(output)} == {2}
 
 
 def test_tokens_and_requests_of_the_trees_add_up_to_the_engines(
@@ -177,6 +202,19 @@ def test_a_shard_stops_at_its_part_of_the_pairs(
     assert len(pairs_of(output)) == 3
     assert output.counters["trees"] < ROWS
     assert [rollout.shard_part(10, shard, 4) for shard in range(4)] == [3, 3, 2, 2]
+
+
+def test_simulations_that_some_trees_leave_are_given_to_those_that_still_disagree(
+    tmp_path: Path, examples: list[Example], results: list[StageResult]
+) -> None:
+    made = rollout_input({**STAGE, "simulations": 2, "pairsPerTree": 1000})
+    trees = trees_of(run(answers_to(examples), folder_ports(tmp_path / "run", results), made))
+    spent = [tree["simulations"] for tree in trees]
+    assert sum(spent) <= 2 * ROWS
+    assert min(spent) < 2 < max(spent) <= 4
+    assert all(tree["reason"] != "budget" for tree in trees if tree["simulations"] < 2)
+    for number in range(1, ROWS + 1):  # nobody spends what is not there yet
+        assert sum(spent[:number]) <= 2 * number
 
 
 def test_a_lost_request_is_asked_again_and_counted(
