@@ -1,4 +1,4 @@
-"""The tiny example through the real pipeline: it ends with a curve and a report; killed anywhere, with the same bits."""
+"""The tiny example through the real pipeline: it ends with a curve and a report, killed anywhere with the same bits."""
 
 from __future__ import annotations
 
@@ -67,10 +67,16 @@ class LocalRun:
 
     def reached(self, job: str, done: int) -> bool:
         """Whether a process of the job has begun and come this far."""
-        shards = list((self.state / "jobs" / job).glob("shard-*.progress.json"))
+        folder = self.state / "jobs" / job
         if done == 0:
-            return any((self.state / "jobs" / job).glob("shard-*.log"))
-        return any(json.loads(path.read_text())["done"] >= done for path in shards)
+            return any(folder.glob("shard-*.log"))
+        for path in folder.glob("shard-*.progress.json"):
+            try:
+                if json.loads(path.read_text())["done"] >= done:
+                    return True
+            except FileNotFoundError:
+                continue  # a new execution has just begun
+        return False
 
     def finished(self, job: str) -> bool:
         return any((self.state / "jobs" / job).glob("shard-*.exit.json"))

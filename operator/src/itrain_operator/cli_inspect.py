@@ -75,7 +75,7 @@ def show_status(named: str | None, *, as_json: bool) -> None:
     if status.phase == Phase.FAILED:
         write(console, f"failed ({status.reason.value}): {status.message}")
     if curve:
-        write(console, "", curve_table(curve, best=best_point(status, curve)))
+        write(console, "", curve_table(curve, width=console.width, best=best_point(status, curve)))
 
 
 def _views(folder: StateFolder, running: bool) -> list[JobView]:

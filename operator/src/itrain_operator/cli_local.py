@@ -202,7 +202,7 @@ class Session:
         if self._options.folder is not None:
             again += f" --dir {self._options.folder}"
         if curve:
-            write(self._out, "", curve_table(curve, best=best_point(status, curve)), "")
+            write(self._out, "", curve_table(curve, width=self._out.width, best=best_point(status, curve)), "")
         if report is not None:
             write(self._out, f"report  {report}")
         if ending == Ending.INTERRUPTED:

@@ -54,9 +54,9 @@ def points(stages: Iterable[StageFigures], *, warmed_up: bool = True) -> list[Po
 
 
 def shown_metrics(curve: list[Point]) -> list[str]:
-    """Metrics worth a column: those with a standard error beside them, of the whole of a benchmark."""
+    """Metrics worth a column, weightiest first: those with a standard error, of the whole of a benchmark."""
     names = {name for point in curve for name in point.metrics if f"{name}_se" in point.metrics}
-    first = ["dev/call_accuracy", "dev/accuracy", "dev/no_call_accuracy", "bfcl/accuracy"]
+    first = ["dev/call_accuracy", "bfcl/accuracy", "dev/no_call_accuracy", "dev/accuracy"]
     whole = sorted(name for name in names if name.count("/") == 1 and name not in first)
     return [name for name in first if name in names] + whole
 

@@ -28,6 +28,8 @@ NARROW = 72
 """Columns below which progress bars give way to the text."""
 
 
+POINT_WIDTH, METRIC_WIDTH = 16, 24
+"""Columns of the curve's table that a point's name and one metric with its n take."""
 OTHER_ROWS = 6
 """Rows of the screen that are no stages: header, the two ends of the window, message, hint, cursor."""
 
@@ -113,14 +115,15 @@ def screen(view: View, *, width: int, height: int, hint: str, spinner: Spinner |
     return Group(*parts)
 
 
-def curve_table(curve: list[Point], *, best: str = "") -> Table:
-    """The learning curve: a row per point; accuracy ± standard error and n per benchmark."""
-    names = shown_metrics(curve)
+def curve_table(curve: list[Point], *, width: int, best: str = "") -> Table:
+    """The learning curve: a row per point; accuracy ± standard error and n, for as many metrics as fit."""
+    names = shown_metrics(curve)[: max(1, (width - POINT_WIDTH) // METRIC_WIDTH)]
     table = Table(show_edge=False, pad_edge=False, box=None, padding=(0, 2), header_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in names:
-        table.add_column(name.removesuffix("/accuracy").replace("_accuracy", "").replace("/", " "), justify="right")
-        table.add_column("n", justify="right", style="dim")
+        heading = name.removesuffix("/accuracy").replace("_accuracy", "").replace("/", " ").replace("_", " ")
+        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("n", justify="right", style="dim", no_wrap=True)
     for point in curve:
         cells = [Text(point.label, style="bold green" if point.name == best else "")]
         for name in names:

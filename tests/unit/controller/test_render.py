@@ -176,9 +176,19 @@ def test_the_curve_shows_accuracy_standard_error_and_n_and_a_gap_where_there_is_
     curve = points([figures(EVALUATE, metrics), figures(StageRef(kind=StageKind.EVALUATE, iteration=1), more)])
     assert shown_metrics(curve) == ["dev/call_accuracy", "bfcl/accuracy"]
     assert count_of(more, "bfcl/accuracy") == 25
-    rows = [line.split() for line in text(curve_table(curve)).splitlines()]
+    rows = [line.split() for line in text(curve_table(curve, width=100)).splitlines()]
     assert rows[1] == ["base", "0.250", "±", "0.043", "100", "–"]
     assert rows[2] == ["iteration", "1", "0.250", "±", "0.043", "100", "0.500", "±", "0.100", "25"]
+
+
+def test_a_narrow_curve_leaves_metrics_out_rather_than_breaking_its_rows() -> None:
+    names = ("dev/call_accuracy", "bfcl/accuracy", "dev/accuracy", "bfcl/live")
+    metrics = dict.fromkeys(names, 0.25) | {f"{name}_se": 0.0433 for name in names} | {"dev/n": 12345.0}
+    curve = points([figures(EVALUATE, metrics)])
+    for width, shown in ((20, 1), (64, 2), (88, 3), (200, 4)):
+        lines = text(curve_table(curve, width=width), width=max(width, 40)).splitlines()
+        assert len(lines) == 2
+        assert lines[1].count("±") == shown
 
 
 def test_the_summary_adds_iterations_up() -> None:
