@@ -28,7 +28,7 @@ $(STAMP): $(LOCKS)
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@test -x $(UV) || $(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	@echo "installing the environment (about 3 GB with torch; a minute on a fast line)"
-	@DS_BUILD_OPS=0 $(UV) pip sync --quiet --python $(PY) --require-hashes $(LOCKS)
+	@DS_BUILD_OPS=0 $(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes $(LOCKS)
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	@rm -f $(VENV)/.synced-* && touch $@
 
