@@ -21,6 +21,7 @@ from itrain_pipeline.learn.pretrain import (
     batches,
     build_model,
     dialogue,
+    draw_repetition,
     evaluate_exact,
     losses,
     pretrain,
@@ -149,6 +150,33 @@ def test_greedy_evaluation_counts_only_exact_answers(renderer: Renderer, tokeniz
     assert set(answers) == {fixed}
     assert (accuracy.rows, accuracy.exact, accuracy.exact_calls) == (12, 2, 0)
     assert accuracy.call_accuracy == accuracy.standard_error == 0.0
+
+
+def test_an_untrained_model_already_copies_what_repeats() -> None:
+    """Uniform guessing costs ln 512 = 6.24 nats a token; the heads written into the weights cost about 1.2."""
+    import torch
+
+    rng = random.Random(0)
+    batch = [draw_repetition(rng) for _ in range(6)]
+    model = build_model(Recipe(), 0, 1, 2)
+    with torch.no_grad():
+        _, repeated = losses(model, batch, 0.1, 0)
+        shuffled = [dataclasses.replace(one, ids=tuple(rng.sample(one.ids, len(one.ids)))) for one in batch]
+        _, unrepeated = losses(model, shuffled, 0.1, 0)
+    assert repeated.item() < 2.0
+    assert unrepeated.item() > 5.0
+
+
+def test_the_previous_token_head_looks_one_token_back() -> None:
+    import torch
+
+    model = build_model(Recipe(), 0, 1, 2)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(7, VOCABULARY_SIZE, (1, 300), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        attention_TT = model(input_ids=ids, output_attentions=True).attentions[0][0, 0]
+    assert attention_TT.diagonal(-1).mean() > 0.5
+    assert bool((attention_TT[1:].argmax(-1) == torch.arange(299)).all())
 
 
 def test_the_standard_error_is_that_of_a_share() -> None:

@@ -26,7 +26,7 @@ from itrain_pipeline.toolcalls.serialise import serialise
 
 Split = Literal["train", "dev", "test"]
 
-CHARS_PER_TOKEN: Final = 2.6
+CHARS_PER_TOKEN: Final = 3.2
 """Characters of a prompt per token of the quickstart model's tokenizer, for asking for a prompt length."""
 
 _SYSTEM: Final = (
@@ -34,7 +34,11 @@ _SYSTEM: Final = (
     "\nPut the calls in the format [func1(name=value, ...), func2(...)]. If no function fits, or a parameter is "
     "missing, say so."
 )
+_FIXED_TOKENS: Final = 120
+"""Of a prompt beside its tools: the wording and a question."""
 _MIX: Final[tuple[tuple[Bucket, float], ...]] = (("easy", 0.4), ("medium", 0.35), ("hard", 0.25))
+_ROOM_FOR_MEDIUM: Final = 250
+"""Tokens below which a prompt of a length asked for is easy: one tool with one or two parameters."""
 _NO_FIT_SHARE: Final = 0.05
 _ASK_BACK_SHARE: Final = 0.05
 
@@ -121,6 +125,8 @@ def generate_tasks(
     for index in range(offset, offset + rows):
         rng = random.Random(f"{seed}/{split}/{index}")
         bucket = rng.choices([name for name, _ in _MIX], [weight for _, weight in _MIX])[0]
+        if prompt_tokens is not None and prompt_tokens < _ROOM_FOR_MEDIUM:
+            bucket = "easy"
         yield draw_task(rng, split, bucket, distractors=distractors, prompt_tokens=prompt_tokens)
 
 
@@ -285,13 +291,16 @@ def _draw_tools(
 def _pad_tools(
     rng: random.Random, split: Split, tools: list[_Tool], tokens: int, parameters: tuple[int, int], optional: float
 ) -> list[_Tool]:
-    missing = tokens - 150 - sum(_estimate(tool) for tool in tools)
+    missing = tokens - _FIXED_TOKENS - sum(_estimate(tool) for tool in tools)
     taken = {(tool.action, tool.thing) for tool in tools}
     free = [pair for pair in rng.sample(_pairs(split), len(_pairs(split))) if pair not in taken]
     padded = list(tools)
-    while missing > 0 and free:
-        padded.append(_build_tool(rng, *free.pop(), rng.randint(*parameters), optional))
-        missing -= _estimate(padded[-1])
+    while free:
+        more = _build_tool(rng, *free.pop(), rng.randint(*parameters), optional)
+        if missing < _estimate(more) / 2:
+            break
+        padded.append(more)
+        missing -= _estimate(more)
     return padded
 
 
