@@ -46,9 +46,8 @@ class StoreUpstream:
         newest = max(found, key=lambda u: u.iteration)
         if newest not in self._results:
             with ThreadPoolExecutor(READERS) as readers:
-                self._results[newest] = tuple(
-                    readers.map(lambda prefix: self._read(newest, prefix), newest.result_prefixes())
-                )
+                read = readers.map(lambda prefix: self._read(newest, prefix), newest.result_prefixes())
+                self._results[newest] = tuple(result for result in read if result is not None)
         return self._results[newest]
 
     def iterations(self, kind: StageKind) -> tuple[int, ...]:
@@ -109,9 +108,12 @@ class StoreUpstream:
             raise DataError(f"{ref.uri} has sha256 {found} ({status.st_size} bytes), expected {ref.sha256}")
         self._verified.add(seen)
 
-    def _read(self, upstream: UpstreamResult, prefix: str) -> StageResult:
+    def _read(self, upstream: UpstreamResult, prefix: str) -> StageResult | None:
+        """The result at a prefix; None where a lenient list names a shard that has none."""
         uri = prefix + RESULT_FILE
         data = self._store.get_bytes(uri)
+        if data is None and upstream.lenient:
+            return None
         if data is None:
             raise DataError(f"{uri} does not exist, although {upstream.ref} is reported as finished")
         result = parse_result(data, uri)
