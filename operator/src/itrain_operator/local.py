@@ -6,6 +6,8 @@ that must survive in the state folder (`localstate`). Between calls of `tick` no
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -81,7 +83,9 @@ class LocalBackend:
         self._grace_s = grace_s
         self._guard = Guard()
         self._stopping = False
-        self._scratch = Path(tempfile.mkdtemp(prefix="itrain-local-"))
+        self._scratch = scratch_folder(folder.path)
+        shutil.rmtree(self._scratch, ignore_errors=True)  # of an `itrain` that was killed
+        self._scratch.mkdir(mode=0o700)
         self._jobs = {job.name: self._load(job) for job in folder.jobs()}
 
     @staticmethod
@@ -247,6 +251,15 @@ class LocalBackend:
             for child in job.children.values():
                 child.process.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+def scratch_folder(state: Path) -> Path:
+    """Temporary files of a run's processes: always in the same place, so that those of a killed `itrain` are found.
+
+    Short, because sockets of multi-process stages lie there; not in the state folder, whose path may be long.
+    """
+    name = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir(), f"itrain-{os.getuid()}-{name}")
 
 
 def build_job(action: EnsureJob, spec: ITrainRunSpec, machine: Machine, *, uid: str, now: datetime) -> StoredJob:

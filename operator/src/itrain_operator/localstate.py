@@ -280,6 +280,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
+        Path(temp).chmod(0o644)
         Path(temp).replace(path)
     except BaseException:
         Path(temp).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from itrain_contract.loading import SpecError, load_run
 from itrain_contract.names import Phase
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.cli_local import RunOptions, pipeline_command, run_locally
-from itrain_operator.local import LocalBackend
+from itrain_operator.local import LocalBackend, scratch_folder
 from itrain_operator.localmachine import Machine
 from itrain_operator.localrun import Attention, Ending, LocalRun
 from itrain_operator.localsignals import Signals
@@ -283,6 +283,7 @@ def test_kill_9_at_many_moments_leaves_no_process_and_the_run_ends_the_same(tmp_
         wait_until(lambda: not any(alive(line.pid) for line in here.ledger()))
     assert process.exitcode == 0
     assert kills >= 6
+    assert not scratch_folder(here.folder).exists()
     assert_every_stage_ran_once_in_order(here)
 
 
