@@ -176,7 +176,7 @@ def test_the_previous_token_head_looks_one_token_back() -> None:
     with torch.no_grad():
         attention_TT = model(input_ids=ids, output_attentions=True).attentions[0][0, 0]
     assert attention_TT.diagonal(-1).mean() > 0.5
-    assert bool((attention_TT[1:].argmax(-1) == torch.arange(299)).all())
+    assert (attention_TT[1:].argmax(-1) == torch.arange(299)).float().mean() > 0.95
 
 
 def test_the_standard_error_is_that_of_a_share() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from itrain_contract.stagespec import Curriculum
 from itrain_pipeline.data import toolworld_words as words
+from itrain_pipeline.data.examples import Conversion, convert
 from itrain_pipeline.data.toolworld import Task, generate, generate_tasks
 from itrain_pipeline.errors import ConfigError
-from itrain_pipeline.records import ToolCall
+from itrain_pipeline.records import Message, ToolCall
 
 SPLITS = ("train", "dev", "test")
 ROWS = 400
@@ -141,6 +143,26 @@ def test_rows_have_toolaces_raw_shape() -> None:
         ]
 
 
+def test_the_toolace_reader_finds_the_tools_answers_and_buckets_of_every_task() -> None:
+    made = convert(
+        generate("dev", 120, 7),
+        Conversion(
+            source="toolworld",
+            prefix="t",
+            data_format="toolace",
+            call_format="pythonic",
+            turns="all",
+            curriculum=Curriculum(),
+        ),
+    )
+    assert made.rejected == ()
+    for example, task in zip(made.examples, tasks("dev", rows=120), strict=True):
+        assert example.tools == task.tools
+        assert example.messages == (Message(role="user", content=task.turns[0].query),)
+        assert (example.answer, example.calls) == (task.turns[0].answer, task.turns[0].calls)
+        assert example.bucket == task.bucket
+
+
 def test_answers_are_what_the_parser_reads() -> None:
     from itrain_pipeline.toolcalls.parse import parse
 
@@ -161,7 +183,6 @@ def test_a_prompt_length_can_be_asked_for(tokens: int) -> None:
 
     from itrain_pipeline.data.rendering import Renderer
     from itrain_pipeline.quickstart import model_path
-    from itrain_pipeline.records import Message
 
     renderer = Renderer(AutoTokenizer.from_pretrained(model_path()))
     lengths = sorted(

@@ -39,6 +39,8 @@ _FIXED_TOKENS: Final = 120
 _MIX: Final[tuple[tuple[Bucket, float], ...]] = (("easy", 0.4), ("medium", 0.35), ("hard", 0.25))
 _ROOM_FOR_MEDIUM: Final = 250
 """Tokens below which a prompt of a length asked for is easy: one tool with one or two parameters."""
+_NEAR_SHARE: Final = 0.1
+"""Of the distractors that share the action or the thing with the first tool."""
 _NO_FIT_SHARE: Final = 0.05
 _ASK_BACK_SHARE: Final = 0.05
 
@@ -276,15 +278,19 @@ def _pairs(split: Split) -> tuple[tuple[str, str], ...]:
 def _draw_tools(
     rng: random.Random, split: Split, count: int, parameters: tuple[int, int], optional: float
 ) -> list[_Tool]:
-    """Tools with different (action, thing); half of those after the first share a word with it."""
+    """Tools with different (action, thing); a few of those after the first share a word with it."""
     pairs = _pairs(split)
     chosen = [rng.choice(pairs)]
     action, thing = chosen[0]
     near = [pair for pair in pairs if (pair[0] == action) != (pair[1] == thing)]
-    while len(chosen) < min(count, len(pairs)):
-        pair = rng.choice(near) if near and rng.random() < 0.5 else rng.choice(pairs)
+    far = [pair for pair in pairs if pair[0] != action and pair[1] != thing]
+    while len(chosen) < min(count, len(pairs) - 1):
+        crowded = len(chosen) > len(far) // 2
+        pair = rng.choice(near if near and (crowded or rng.random() < _NEAR_SHARE) else far)
         if pair not in chosen:
             chosen.append(pair)
+        elif crowded:
+            chosen.append(rng.choice([other for other in pairs if other not in chosen]))
     return [_build_tool(rng, *pair, rng.randint(*parameters), optional) for pair in chosen]
 
 
@@ -295,7 +301,7 @@ def _pad_tools(
     taken = {(tool.action, tool.thing) for tool in tools}
     free = [pair for pair in rng.sample(_pairs(split), len(_pairs(split))) if pair not in taken]
     padded = list(tools)
-    while free:
+    while len(free) > 1:  # one action and thing stay without a tool, for questions that nothing fits
         more = _build_tool(rng, *free.pop(), rng.randint(*parameters), optional)
         if missing < _estimate(more) / 2:
             break

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 _EMBEDDING_STD: Final = 0.09
 _CONSTANT: Final = 0.5
 """The shared component of every embedding."""
-_PREVIOUS_LOGITS: Final = (16.0, 12.0, 8.0)
-"""Attention logits of the previous-token head by rotary frequency, the highest first."""
+_PREVIOUS_LOGITS: Final = (16.0, 12.0, 8.0, 8.0, 6.0)
+"""Attention logits of the previous-token head by rotary frequency, the highest first.
+
+The high frequencies tell neighbours apart, the low ones the places far back.
+"""
 _MATCH_LOGIT: Final = 14.0
 """Mean attention logit of the copying head at a place that matches."""
 _COPY_GAIN: Final = 8.0
