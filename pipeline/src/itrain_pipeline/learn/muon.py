@@ -48,19 +48,19 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    by_shape[param.shape].append(param)
-            for params in by_shape.values():
+                    by_shape[param.shape].append((param, param.grad))
+            for shape, pairs in by_shape.items():
                 directions = []
-                for param in params:
+                for param, gradient in pairs:
                     momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
-                    momentum.lerp_(param.grad, 1 - group["momentum"])
-                    directions.append(param.grad.lerp(momentum, group["momentum"]))
+                    momentum.lerp_(gradient, 1 - group["momentum"])
+                    directions.append(gradient.lerp(momentum, group["momentum"]))
                 updates = orthogonalise(torch.stack(directions))
-                scale = 0.2 * max(params[0].shape) ** 0.5
-                for param, update in zip(params, updates, strict=True):
+                scale = 0.2 * max(shape) ** 0.5
+                for (param, _), update in zip(pairs, updates, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(update, alpha=-group["lr"] * scale)
         return loss
