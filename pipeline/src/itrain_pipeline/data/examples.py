@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from itrain_contract.stagespec import Curriculum
-from itrain_pipeline.data.curriculum import bucket_of
+from itrain_pipeline.data.curriculum import bucket_of, tools_text
 from itrain_pipeline.data.dialogue import Dialogue, RowError, Turn
 from itrain_pipeline.data.formats import read_dialogue
 from itrain_pipeline.errors import DataError
-from itrain_pipeline.records import Example, Message, RejectedRow, to_json
+from itrain_pipeline.records import Example, Message, RejectedRow
 from itrain_pipeline.toolcalls.parse import parse
 from itrain_pipeline.toolcalls.serialise import serialise
 
@@ -131,13 +132,18 @@ def _answer(turn: Turn, known: set[str], history: Sequence[Message], call_format
 
 def drop_duplicates(examples: Iterable[Example]) -> tuple[list[Example], int]:
     """Examples of equal context, tools and answer but once, the first one; and how many were dropped."""
-    kept: dict[str, Example] = {}
+    kept: dict[bytes, Example] = {}
     total = 0
     for example in examples:
         total += 1
-        same = dataclasses.replace(example, id="", source="", bucket="easy", prompt_ids=(), answer_ids=())
-        kept.setdefault(hashlib.sha256(to_json(same).encode()).hexdigest(), example)
+        kept.setdefault(_content(example), example)
     return list(kept.values()), total - len(kept)
+
+
+def _content(example: Example) -> bytes:
+    said = [(message.role, message.content) for message in example.messages]
+    text = json.dumps([said, tools_text(example.tools), example.answer], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).digest()
 
 
 class RenderIds(Protocol):

@@ -177,14 +177,16 @@ def _toolworld(uri: str, query: Mapping[str, str]) -> Rows:
 
 def _bfcl_exec() -> Rows:
     """BFCL's retired exec sets, which no score counts: 240 real questions with tools and call strings."""
-    spec = importlib.util.find_spec("bfcl_eval")
-    roots = list(spec.submodule_search_locations or ()) if spec else []
-    if not roots:
-        raise ConfigError(
-            "builtin://bfcl-exec needs the package bfcl-eval: `pip install --no-deps bfcl-eval==2026.3.23`"
-        )
-    folder = Path(roots[0]) / "data" / "unused_datasets" / "question"
-    files = sorted(folder.glob("BFCL_v*_exec_*.json"))
+    files = sorted((bfcl_data_folder() / "unused_datasets" / "question").glob("BFCL_v*_exec_*.json"))
     if not files:
         raise DataError("the installed bfcl-eval carries no exec sets: install bfcl-eval==2026.3.23")
     return _with_answers((row for path in files for row in read_file(path, path.name)), files)
+
+
+def bfcl_data_folder() -> Path:
+    """Where the installed bfcl-eval keeps its data, found without importing it; `ConfigError` where it is missing."""
+    spec = importlib.util.find_spec("bfcl_eval")
+    roots = list(spec.submodule_search_locations or ()) if spec else []
+    if not roots:
+        raise ConfigError("BFCL's data need the package bfcl-eval: `pip install --no-deps bfcl-eval==2026.3.23`")
+    return Path(roots[0]) / "data"

@@ -19,12 +19,14 @@ from itrain_contract.stageio import StageInput
 from itrain_contract.stagespec import PrepareStage
 from itrain_pipeline.data.examples import Conversion, Converted, convert, dialogue_of, drop_duplicates, render
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.data.sources import read_rows
+from itrain_pipeline.data.sources import bfcl_data_folder, read_file, read_rows
 from itrain_pipeline.data.splits import split_dev
 from itrain_pipeline.errors import DataError
+from itrain_pipeline.evals.bfcl_data import CATEGORIES
+from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.files import write_atomic
 from itrain_pipeline.ports import Ports, StageOutput, folder_outputs
-from itrain_pipeline.records import Example, RejectedRow, write_jsonl
+from itrain_pipeline.records import Example, Message, RejectedRow, write_jsonl
 from itrain_pipeline.stages.modelfiles import Model, find_model, stage_model
 from itrain_pipeline.stages.resume import TakenAdapter, find_adapter
 
@@ -65,8 +67,8 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     rejected = (*rows.rejected, *long_train, *long_dev)
     check_rejected(rejected, len(train) + len(dev), data.max_rejected, ports)
     if not train or not dev:
-        empty, other = ("train", "dev") if not train else ("dev", "train")
-        raise DataError(f"data: no row is left for {empty} ({len(rejected)} rejected, {other} has rows); see the data")
+        empty = "dev" if train else "training"
+        raise DataError(f"data: no example is left for {empty}; {len(rejected)} of {sum(rows.read.values())} rejected")
     ports.progress.update(3, STEPS, "staging the model")
     staged = stage_model(model, stage_input.run.layout.model(model.revision), ports.store)
     ports.progress.update(4, STEPS, "writing")
@@ -190,13 +192,21 @@ def count(
 
 
 def contamination(train: Iterable[Example]) -> str:
-    """How much of BFCL's scored questions stands in the training data, in words."""
+    """How much of BFCL's scored single-turn questions stands in the training data, in words.
+
+    The files are read as they are, without the official loader's hints about languages.
+    """
     if importlib.util.find_spec("bfcl_eval") is None:
         return "BFCL not compared: bfcl-eval is not installed"
-    from itrain_pipeline.evals.bfcl import load_items
-    from itrain_pipeline.evals.contamination import overlap
-
-    benchmark = [(item.messages, item.functions) for item in load_items()]
+    files = (path for category in CATEGORIES for path in sorted(bfcl_data_folder().glob(f"BFCL_v*_{category}.json")))
+    rows: Iterable[Any] = (row for path in files for row in read_file(path, path.name))
+    benchmark = [
+        (
+            [Message(role="user", content=said["content"]) for said in row["question"][0] if said["role"] == "user"],
+            row["function"],
+        )
+        for row in rows
+    ]
     return f"BFCL: {overlap(benchmark, [(example.messages, example.tools) for example in train])}"
 
 
