@@ -11,6 +11,7 @@ RESULT_FILE = "result.json"
 LEASE_FILE = "lease.json"
 ADAPTER_DIR = "adapter/"
 MODEL_DIR = "model/"
+WORK_DIR = "work/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class RunLayout:
 
     def work(self, ref: StageRef, digest: str) -> str:
         """Checkpoints and finished samples, shared by the attempts of one StageInput."""
-        return f"{self.root}i{ref.iteration}/{ref.kind.value}/work/{digest[:16]}/"
+        return f"{self.root}i{ref.iteration}/{ref.kind.value}/{WORK_DIR}{digest[:16]}/"
 
     def model(self, revision: str) -> str:
         """The staged base model."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from itrain_contract.layout import ADAPTER_DIR, RESULT_FILE
+from itrain_contract.layout import ADAPTER_DIR, RESULT_FILE, WORK_DIR
 from itrain_contract.spec import ResumeFrom
 from itrain_contract.stageio import ArtifactRef, StageResult
 from itrain_contract.stages import StageKind
@@ -49,7 +49,7 @@ def find_adapter(origin: ResumeFrom, storage: str, revision: str, store: Store, 
         start = f"{root}{origin.run_name}-"
         # `<run>-<uid8>/`: a longer run name would have a dash more.
         listed = [uri for uri in store.list(root) if uri.startswith(start) and "-" not in _first(uri, start)]
-    results = _results((uri for uri in listed if uri.endswith(f"/{RESULT_FILE}") and "/work/" not in uri), store)
+    results = _results((uri for uri in listed if uri.endswith(f"/{RESULT_FILE}") and f"/{WORK_DIR}" not in uri), store)
     told = f"resumeFrom.{'uri' if origin.uri else 'runName'} {origin.uri or origin.run_name!r}"
     if not results:
         raise DataError(f"{told}: no results of a run are there")
