@@ -13,7 +13,19 @@ from itrain_contract.stageio import RunIdentity, StageInput, StageResult, build_
 from itrain_contract.stages import StageKind, StageRef
 from itrain_pipeline.ports import StageOutput
 from itrain_pipeline.records import Bucket, Example, Lineage, Message, PreferencePair, ToolCall, write_jsonl
-from itrain_testing.stageports import folder_files, stage_result
+from itrain_testing.stageports import Silent, folder_files, stage_result
+
+
+class StopAfter(Silent):
+    """A stop signal that is set once progress was told `updates` times."""
+
+    def __init__(self, updates: int) -> None:
+        super().__init__()
+        self._wanted = updates
+
+    def is_set(self) -> bool:
+        return len(self.updates) >= self._wanted
+
 
 END = 2
 WORDS = range(7, 300)

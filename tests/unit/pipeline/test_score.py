@@ -18,7 +18,7 @@ from itrain_pipeline.learn.perplexity import score_batch
 from itrain_pipeline.ports import StageOutput
 from itrain_pipeline.records import Example, ScoredExample, read_jsonl, write_jsonl
 from itrain_pipeline.stages.score import run
-from itrain_testing.learning import as_result, learning_input, make_examples, prepare_result
+from itrain_testing.learning import StopAfter, as_result, learning_input, make_examples, prepare_result
 from itrain_testing.stageports import FolderWork, Silent, folder_files, folder_ports, stage_result
 from itrain_testing.tiny_model import write_random_adapter, write_tiny_model
 
@@ -97,7 +97,7 @@ def test_a_stopped_shard_resumes_without_scoring_a_row_twice(model_dir: Path, tm
     whole = score(tmp_path / "whole", model_dir)
     work = FolderWork(tmp_path / "work")
     with pytest.raises(Interrupted, match="of 40 rows are scored and saved"):
-        score(tmp_path / "first", model_dir, work=work, silent=Silent(stop_after=2))
+        score(tmp_path / "first", model_dir, work=work, silent=StopAfter(2))
     saved = [line for name in work.names("scores/") for line in (work.stored / name).read_text().splitlines()]
     assert 0 < len(saved) < len(EXAMPLES)
     silent = Silent()

@@ -25,7 +25,14 @@ from itrain_pipeline.learn.order import plan_batches
 from itrain_pipeline.ports import StageOutput
 from itrain_pipeline.records import PreferencePair
 from itrain_pipeline.stages.train import merge_pairs, run, training_row
-from itrain_testing.learning import learning_input, make_examples, make_pairs, prepare_result, rollout_results
+from itrain_testing.learning import (
+    StopAfter,
+    learning_input,
+    make_examples,
+    make_pairs,
+    prepare_result,
+    rollout_results,
+)
 from itrain_testing.stageports import FolderUpstream, FolderWork, Silent, folder_files, folder_ports, stage_result
 from itrain_testing.tiny_model import write_random_adapter, write_tiny_model
 
@@ -216,7 +223,7 @@ def test_a_stopped_training_resumes_to_the_same_adapter_bit_by_bit(start: Start,
     whole = train(tmp_path / "whole", start, pairs)
     work = FolderWork(tmp_path / "work")
     with pytest.raises(Interrupted, match="stopped after step 3 of 6"):
-        train(tmp_path / "first", start, pairs, work=work, silent=Silent(stop_after=2))
+        train(tmp_path / "first", start, pairs, work=work, silent=StopAfter(2))
     resumed = train(tmp_path / "second", start, pairs, work=work)
     assert adapter_sha256(adapter_folder(resumed)) == adapter_sha256(adapter_folder(whole))
     assert resumed.outputs["log.jsonl"].read_bytes() == whole.outputs["log.jsonl"].read_bytes()

@@ -21,7 +21,7 @@ from itrain_pipeline.learn.loading import load_model
 from itrain_pipeline.ports import StageOutput
 from itrain_pipeline.records import Example
 from itrain_pipeline.stages.warmup import arrange, run
-from itrain_testing.learning import learning_input, make_examples, prepare_result
+from itrain_testing.learning import StopAfter, learning_input, make_examples, prepare_result
 from itrain_testing.stageports import FolderWork, Silent, folder_ports
 from itrain_testing.tiny_model import write_tiny_model
 
@@ -145,7 +145,7 @@ def test_a_stopped_training_resumes_to_the_same_adapter_and_log_bit_by_bit(
     whole = warm(tmp_path / "whole", model_dir, examples, {}, **spec)
     work = FolderWork(tmp_path / "work")
     with pytest.raises(Interrupted, match=f"stopped after step {stop_after + 1} of 6"):
-        warm(tmp_path / "first", model_dir, examples, {}, work=work, silent=Silent(stop_after), **spec)
+        warm(tmp_path / "first", model_dir, examples, {}, work=work, silent=StopAfter(stop_after), **spec)
     resumed = warm(tmp_path / "second", model_dir, examples, {}, work=work, **spec)
     assert adapter_sha256(adapter_folder(resumed)) == adapter_sha256(adapter_folder(whole))
     assert resumed.outputs["log.jsonl"].read_bytes() == whole.outputs["log.jsonl"].read_bytes()

@@ -1,4 +1,4 @@
-"""The process group of a training with several ranks, on GPUs (NCCL) or on CPU (gloo)."""
+"""The process group of a training with several ranks: NCCL on GPUs, gloo on CPU."""
 
 from __future__ import annotations
 
@@ -11,23 +11,35 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def open_process_group(job: TrainJob) -> None:
-    """Join the other ranks at a file in the job's folder; accelerate and DeepSpeed take the group over.
-
-    accelerate drives DeepSpeed on accelerators only. On CPU its state is made for gloo first and then told that
-    DeepSpeed does the sharding; everything behind that (the engine, its checkpoints) is DeepSpeed's own CPU support.
-    """
+    """Join the other ranks at a file in the job's folder; accelerate and DeepSpeed take the group over."""
     import torch
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not job.how.on_cpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group(
         "gloo" if job.how.on_cpu else "nccl",
         init_method=f"file://{job.folder / 'rendezvous'}",
-        rank=rank,
-        world_size=world,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         timeout=TIMEOUT,
     )
+    if job.how.on_cpu and job.how.deepspeed is not None:
+        _deepspeed_on_cpu()
+
+
+def _deepspeed_on_cpu() -> None:
+    """DeepSpeed's CPU accelerator under accelerate, which drives DeepSpeed on GPUs only.
+
+    accelerate's state is made for gloo first and then told who shards; the training arguments take it over
+    (`use_configured_state`). DeepSpeed's C++ operators, which it would probe a compiler for and build on first use,
+    are all declared unavailable: gloo and torch do their work.
+    """
+    import deepspeed
+    from accelerate import DistributedType, PartialState
+
+    deepspeed.ops.__compatible_ops__ = {}
+    state = PartialState(cpu=True, backend="gloo")
+    state.distributed_type = DistributedType.DEEPSPEED
 
 
 def close_process_group() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,7 +98,6 @@ def run_ranks(job: TrainJob, ports: Ports) -> FitResult:
             rank.kill()
         for rank in ranks:
             rank.wait()
-    _upload_ready(job.folder, ports)
     return result_from_json((job.folder / RESULT_FILE).read_bytes())
 
 
@@ -151,9 +151,12 @@ def _failure(folder: Path, number: int, code: int) -> StageError:
 
 
 def _upload_ready(folder: Path, ports: Ports) -> None:
+    """Upload the checkpoints that the ranks declared whole, oldest first, and remove them here."""
     for marker in sorted(folder.glob(f"{READY_PREFIX}*"), key=lambda path: int(path.name.removeprefix(READY_PREFIX))):
-        upload_checkpoint(ports.work, Path(marker.read_text()), int(marker.name.removeprefix(READY_PREFIX)))
+        checkpoint = Path(marker.read_text(encoding="utf-8"))
+        upload_checkpoint(ports.work, checkpoint, int(marker.name.removeprefix(READY_PREFIX)))
         marker.unlink()
+        shutil.rmtree(checkpoint)
 
 
 def _pass_progress(folder: Path, ports: Ports) -> None:

@@ -22,8 +22,8 @@ from itrain_pipeline.learn.supervision import Supervisor
 log = logging.getLogger(__name__)
 
 MAX_LOGGED_STEPS = 1000
-NOT_LOGGED = {"step", "loss", "learning_rate", "num_tokens"}
-"""Named otherwise, or (TRL's count of tokens) started anew by a resumption."""
+NOT_LOGGED = {"step", "loss", "learning_rate", "epoch", "num_tokens"}
+"""Named otherwise; of the one epoch over the order; started anew by a resumption."""
 
 
 def training_arguments(base: type[Any], folder: Path, how: Optimisation, **extra: Any) -> Any:
@@ -57,7 +57,9 @@ def training_arguments(base: type[Any], folder: Path, how: Optimisation, **extra
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
         deepspeed=how.deepspeed,
+        accelerator_config={"use_configured_state": how.on_cpu and how.deepspeed is not None},
         **extra,
     )
 
