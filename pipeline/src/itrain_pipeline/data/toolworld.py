@@ -36,7 +36,7 @@ _SYSTEM: Final = (
 )
 _FIXED_TOKENS: Final = 120
 """Of a prompt beside its tools: the wording and a question."""
-_MIX: Final[tuple[tuple[Bucket, float], ...]] = (("easy", 0.3), ("medium", 0.35), ("hard", 0.35))
+_MIX: Final[tuple[tuple[Bucket, float], ...]] = (("easy", 0.4), ("medium", 0.35), ("hard", 0.25))
 _ROOM_FOR_MEDIUM: Final = 250
 """Tokens below which a prompt of a length asked for is easy: one tool with one or two parameters."""
 _NEAR_SHARE: Final = 0.1
@@ -142,9 +142,7 @@ def draw_task(
     prompt_tokens: int | None = None,
 ) -> Task:
     """One task whose tools and calls fall into a curriculum bucket (method document, section 1)."""
-    low, high = {"easy": (1, 3), "medium": (1, 3), "hard": (2, 3)}[bucket]
-    if prompt_tokens is not None and prompt_tokens < _ROOM_FOR_MEDIUM:
-        high = 2
+    low, high = {"easy": (1, 2), "medium": (1, 3), "hard": (2, 3)}[bucket]
     optional = 0.0 if bucket == "easy" else 0.2
     calls = 1 if bucket == "easy" else rng.choices((1, 2), (0.8, 0.2))[0]
     needed = 2 if calls == 2 and rng.random() < 0.5 else 1
@@ -251,7 +249,7 @@ def _letters(rng: random.Random, count: int) -> str:
 
 
 def _name(rng: random.Random, split: Split) -> str:
-    return _held(rng, split, lambda: "".join(_syllable(rng) for _ in range(rng.randint(3, 5))).capitalize())
+    return _held(rng, split, lambda: "".join(_syllable(rng) for _ in range(rng.randint(2, 3))).capitalize())
 
 
 def _syllable(rng: random.Random) -> str:

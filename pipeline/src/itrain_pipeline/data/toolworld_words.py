@@ -244,10 +244,11 @@ FRONTED: Final = "{where}, {do}."
 
 JOINERS: Final[tuple[str, ...]] = (" Then {rest}", " Also, {rest}", " After that, {rest}")
 
-ONSETS: Final[tuple[str, ...]] = ("b", "d", "k", "l", "m", "r", "s", "t")
-VOWELS: Final[tuple[str, ...]] = ("a", "e", "i", "o")
-CODAS: Final[tuple[str, ...]] = ("", "", "n")
-"""Few syllables, so that names share fragments and a copy can go on with the wrong one."""
+ONSETS: Final[tuple[str, ...]] = (
+    "b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr",
+)  # fmt: skip
+VOWELS: Final[tuple[str, ...]] = ("a", "e", "i", "o", "u")
+CODAS: Final[tuple[str, ...]] = ("", "", "", "n", "r", "l", "s")
 
 NO_FIT: Final = "None of the functions fits this request."
 ASK_BACK: Final = "Please tell me the {name}."
