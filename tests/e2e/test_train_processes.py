@@ -1,4 +1,4 @@
-"""train in two processes: ZeRO-2 on gloo gives what one process gives; a rank's failure keeps its exit code."""
+"""Training in two processes: ZeRO-2 on gloo gives what one process gives; a rank's failure keeps its exit code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from itrain_contract.names import ExitCode
+from itrain_contract.spec import AdapterSpec
 from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import Interrupted, PermanentError
 from itrain_pipeline.files import sha256_file
 from itrain_pipeline.learn.checkpoints import whole_checkpoints
+from itrain_pipeline.learn.job import Optimisation, TrainJob, plan_training, write_rows
+from itrain_pipeline.learn.launch import run_job
 from itrain_pipeline.ports import StageOutput
 from itrain_pipeline.stages.train import run
 from itrain_testing.learning import (
@@ -81,3 +84,41 @@ def test_a_rank_that_diverges_ends_the_stage_with_its_own_exit_code_and_words(tm
     with pytest.raises(PermanentError, match="the loss of step 1 is nan: training diverged") as caught:
         train(tmp_path / "run", model_dir, {**TWO, "deepspeed": "none"})
     assert caught.value.exit_code == ExitCode.PERMANENT
+
+
+def test_the_warm_up_in_two_processes_gives_the_adapter_of_one(tmp_path: Path) -> None:
+    """As on a node with two GPUs: plain data parallelism, the mean over the answer tokens of both ranks."""
+    model_dir = write_tiny_model(tmp_path / "model")
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / f"{processes}"
+        folder.mkdir()
+        examples = make_examples(11)
+        order, plan, steps = plan_training(range(11), global_batch=4, micro_batch=2, processes=processes)
+        job = TrainJob(
+            kind="sft",
+            model=model_dir,
+            adapter=None,
+            adapter_spec=AdapterSpec(rank=4, alpha=8),
+            rows=write_rows(folder / "rows.jsonl", [(e.prompt_ids, e.answer_ids) for e in examples]),
+            order=order,
+            folder=folder / "train",
+            how=Optimisation(
+                learning_rate=0.01,
+                warmup_ratio=0.0,
+                schedule="cosine",
+                checkpoint_steps=2,
+                seed=3,
+                precision="fp32",
+                on_cpu=True,
+                plan=plan,
+                steps=steps,
+            ),
+        )
+        result = run_job(job, folder_ports(folder, []))
+        assert result.steps == 3
+        found.append((load_file(result.adapter / "adapter_model.safetensors"), [row["loss"] for row in result.log]))
+    (one, losses), (two, losses_of_two) = found
+    assert losses_of_two == pytest.approx(losses, rel=1e-5)
+    for name, weights in one.items():
+        assert (two[name] - weights).abs().max().item() < 1e-4, name
