@@ -194,3 +194,21 @@ def test_the_retired_bfcl_sets_are_240_rows_with_gold_and_no_heavy_import(tmp_pa
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split("\n")[0] == "240 True []"
+
+
+def test_a_part_of_the_exec_sets_is_spread_over_all_four(tmp_path: Path) -> None:
+    store = open_store(tmp_path.as_uri())
+    rows = list(read_rows("builtin://bfcl-exec?rows=40", "bfcl", store=store, scratch=tmp_path))
+    assert len(rows) == 40
+    assert {str(row["id"]).rsplit("_", 1)[0] for row in rows if isinstance(row, dict)} == {
+        "exec_simple",
+        "exec_multiple",
+        "exec_parallel",
+        "exec_parallel_multiple",
+    }
+
+
+@pytest.mark.parametrize("query", ["rows=many", "rows=-1", "seed=3"])
+def test_another_query_of_the_exec_sets_is_refused(query: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bfcl-exec"):
+        read_rows(f"builtin://bfcl-exec?{query}", "bfcl", store=open_store(tmp_path.as_uri()), scratch=tmp_path)

@@ -154,9 +154,16 @@ def _builtin(uri: str) -> Rows:
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.netloc == "toolworld" and not parts.path:
         return _toolworld(uri, query)
-    if parts.netloc == "bfcl-exec" and not parts.path and not query:
-        return _bfcl_exec()
-    raise ConfigError(f"{uri!r}: allowed are builtin://toolworld?split=…&rows=…&seed=… and builtin://bfcl-exec")
+    if parts.netloc == "bfcl-exec" and not parts.path and query.keys() <= {"rows"}:
+        return _bfcl_exec(_whole_number(uri, "rows", query["rows"]) if query else None)
+    allowed = "builtin://toolworld?split=…&rows=…&seed=… and builtin://bfcl-exec?rows=…"
+    raise ConfigError(f"{uri!r}: allowed are {allowed}")
+
+
+def _whole_number(uri: str, name: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise ConfigError(f"{uri!r}: {name} is {text!r}, expected a whole number")
+    return int(text)
 
 
 def _toolworld(uri: str, query: Mapping[str, str]) -> Rows:
@@ -166,21 +173,24 @@ def _toolworld(uri: str, query: Mapping[str, str]) -> Rows:
     if unknown:
         allowed = ", ".join(("split", *numbers, *optional))
         raise ConfigError(f"{uri!r}: unknown parameter {unknown[0]!r}, allowed are {allowed}")
-    for name in query.keys() - {"split"}:
-        if not re.fullmatch(r"\d{1,9}", query[name], re.ASCII):
-            raise ConfigError(f"{uri!r}: {name} is {query[name]!r}, expected a whole number")
-    settings = {name: int(query.get(name, default)) for name, default in numbers.items()}
-    more = {name: int(query[name]) for name in optional if name in query}
+    given = {name: _whole_number(uri, name, text) for name, text in query.items() if name != "split"}
+    settings = numbers | {name: value for name, value in given.items() if name in numbers}
+    more = {name: value for name, value in given.items() if name in optional}
     split = cast("toolworld.Split", query.get("split", "train"))
     return toolworld.generate(split, settings["rows"], settings["seed"], offset=settings["offset"], **more)
 
 
-def _bfcl_exec() -> Rows:
-    """BFCL's retired exec sets, which no score counts: 240 real questions with tools and call strings."""
+def _bfcl_exec(rows: int | None) -> Rows:
+    """BFCL's retired exec sets, which no score counts: 240 real questions with tools and call strings.
+
+    With `rows` that many of them, spread evenly over the four sets.
+    """
     files = sorted((bfcl_data_folder() / "unused_datasets" / "question").glob("BFCL_v*_exec_*.json"))
     if not files:
         raise DataError("the installed bfcl-eval carries no exec sets: install bfcl-eval==2026.3.23")
-    return _with_answers((row for path in files for row in read_file(path, path.name)), files)
+    every = list(_with_answers((row for path in files for row in read_file(path, path.name)), files))
+    wanted = len(every) if rows is None else min(rows, len(every))
+    return (every[at * len(every) // wanted] for at in range(wanted))
 
 
 def bfcl_data_folder() -> Path:
