@@ -41,15 +41,15 @@ lock: $(STAMP) ## upgrade every pinned requirement (edit requirements/*.in first
 ## --- the product -----------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(STAMP) ## the quickstart run, locally: seven stages, two iterations, a table and a report (≤ 8 minutes on 2 cores)
+demo: $(STAMP) ## the quickstart run, locally: seven stages, two iterations, a table and a report
 	@$(VENV)/bin/itrain run crds/examples/quickstart.yaml --local --dir build/demo --summary build/demo/summary.json
 
 .PHONY: tiny
-tiny: $(STAMP) ## the same seven stages in two minutes
+tiny: $(STAMP) ## the same seven stages on a few rows
 	@$(VENV)/bin/itrain run crds/examples/tiny.yaml --local --dir build/tiny --summary build/tiny/summary.json
 
 .PHONY: base-model
-base-model: $(STAMP) ## pre-train the quickstart's base model again (about 20 minutes on 2 cores)
+base-model: $(STAMP) ## pre-train the quickstart's base model again (25 minutes on 2 busy cores)
 	$(PY) -m itrain_pipeline.learn.pretrain --out build/base-model --seed 0
 
 ## --- proof -----------------------------------------------------------------------------------------------------
