@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
@@ -17,6 +17,7 @@ from itrain_contract.base import SpecModel
 from itrain_contract.names import API_VERSION, KIND, RUN_NAME_MAX_LENGTH, RUN_NAME_PATTERN
 from itrain_contract.spec import ITrainRunSpec
 
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 RunName = Annotated[str, StringConstraints(min_length=1, max_length=RUN_NAME_MAX_LENGTH, pattern=RUN_NAME_PATTERN)]
 
 
@@ -101,34 +102,47 @@ def load_run(path: Path) -> ITrainRun:
 
 def parse_run(text: str, *, source: str = "<text>") -> ITrainRun:
     """The run in a YAML text; raises SpecError with every problem found."""
+    documents = parse_documents(text, source=source)
+    if len(documents) != 1:
+        got = f"{len(documents)} documents"
+        raise SpecError(source, [SpecProblem(field="YAML", got=got, allowed="one ITrainRun in a file")])
+    try:
+        return validate_run(documents[0])
+    except SpecError as error:
+        raise SpecError(source, with_lines(error.problems, text)) from error.__cause__
+
+
+def parse_documents(text: str, *, source: str) -> list[Any]:
+    """The documents of a YAML text that hold anything, as plain data; raises SpecError for what is no YAML."""
     try:
         # _Loader derives from SafeLoader: it constructs plain data only.
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+        return [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
         got = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise SpecError(source, [SpecProblem(field="YAML", got=got, allowed="well-formed YAML", line=line)]) from error
-    if len(documents) != 1:
-        got = f"{len(documents)} documents"
-        raise SpecError(source, [SpecProblem(field="YAML", got=got, allowed="one ITrainRun in a file")])
-    lines = _lines(text)
-    try:
-        return validate_run(documents[0])
-    except SpecError as error:
-        problems = [_with_line(problem, lines) for problem in error.problems]
-        raise SpecError(source, problems) from error.__cause__
 
 
 def validate_run(data: object) -> ITrainRun:
     """The run in parsed YAML or JSON; raises SpecError with every problem found."""
+    return validate_model(ITrainRun, data, allowed="a mapping with apiVersion, kind, spec")
+
+
+def validate_model(model: type[AnyModel], data: object, *, allowed: str = "a mapping") -> AnyModel:
+    """Parsed YAML or JSON as a model; raises SpecError with every problem found. `allowed` describes the whole."""
     if not isinstance(data, dict):
-        problem = SpecProblem(field="YAML", got=type(data).__name__, allowed="a mapping with apiVersion, kind, spec")
-        raise SpecError("<object>", [problem])
+        raise SpecError("<object>", [SpecProblem(field="YAML", got=type(data).__name__, allowed=allowed)])
     try:
-        return ITrainRun.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise SpecError("<object>", [_problem(details) for details in error.errors()]) from error
+        raise SpecError("<object>", [_problem(details, model) for details in error.errors()]) from error
+
+
+def with_lines(problems: list[SpecProblem], text: str) -> list[SpecProblem]:
+    """The problems with the lines of a text of one document in which they lie."""
+    lines = _lines(text)
+    return [_with_line(problem, lines) for problem in problems]
 
 
 def _with_line(problem: SpecProblem, lines: dict[str, int]) -> SpecProblem:
@@ -173,9 +187,8 @@ def _path(location: tuple[int | str, ...]) -> str:
     return text
 
 
-def _model_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The model that holds the last step of a location."""
-    model: type[BaseModel] = ITrainRun
+def _model_at(location: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel] | None:
+    """The model below `model` that holds the last step of a location."""
     for step in location[:-1]:
         if isinstance(step, int):
             continue
@@ -193,20 +206,20 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
     return next((found for arg in get_args(annotation) if (found := _inner_model(arg)) is not None), None)
 
 
-def _problem(details: ErrorDetails) -> SpecProblem:
+def _problem(details: ErrorDetails, model: type[BaseModel]) -> SpecProblem:
     """One pydantic error in the words of a user of YAML."""
     location, context = details["loc"], details.get("ctx", {})
     field, got = _path(location), _short(details.get("input"))
     kind = details["type"]
     if kind == "extra_forbidden":
-        return _unknown_field(location, field)
+        return _unknown_field(location, field, model)
     if kind == "missing":
         return SpecProblem(field=field, got="nothing", allowed="a value", remedy=f"set {field}")
     if kind == "value_error":
         message = str(context.get("error", details["msg"]))
         rule, _, remedy = message.partition(": ")
         return SpecProblem(field=field or "spec", got=got, allowed=rule, remedy=remedy)
-    if field == "metadata.name":
+    if model is ITrainRun and field == "metadata.name":
         return SpecProblem(
             field=field,
             got=got,
@@ -221,8 +234,8 @@ def _remedy(field: str) -> str:
     return fixed.get(field, f"change {field}")
 
 
-def _unknown_field(location: tuple[int | str, ...], field: str) -> SpecProblem:
-    model = _model_at(location)
+def _unknown_field(location: tuple[int | str, ...], field: str, root: type[BaseModel]) -> SpecProblem:
+    model = _model_at(location, root)
     known = sorted(f.alias or name for name, f in model.model_fields.items()) if model else []
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     remedy = f"did you mean {close[0]}?" if close else "remove it"

@@ -20,6 +20,10 @@ LABEL_RUN_UID = f"{GROUP}/run-uid"
 LABEL_ITERATION = f"{GROUP}/iteration"
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+ANNOTATION_DIGEST = f"{GROUP}/input-digest"
+ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 
 # Environment of a stage process.
 ENV_STAGE_INPUT = "ITRAIN_STAGE_INPUT"  # path of the StageInput JSON
@@ -28,6 +32,13 @@ ENV_SHARD = "JOB_COMPLETION_INDEX"  # set by Kubernetes for Indexed Jobs
 ENV_PROGRESS_FILE = "ITRAIN_PROGRESS_FILE"
 ENV_TERMINATION_LOG = "ITRAIN_TERMINATION_LOG"
 ENV_CACHE_DIR = "ITRAIN_CACHE_DIR"
+ENV_SECRETS_DIR = "ITRAIN_SECRETS_DIR"  # a folder per Secret, a file per key
+ENV_POD_UID = "ITRAIN_POD_UID"
+ENV_THREADS = "ITRAIN_THREADS"
+ENV_PRECISION_DEFAULT = "ITRAIN_PRECISION_DEFAULT"  # what `precision: auto` stands for
+ENV_MASTER_ADDR = "ITRAIN_MASTER_ADDR"  # of node 0, where the ranks of several nodes meet
+ENV_MASTER_PORT = "ITRAIN_MASTER_PORT"
+THREAD_VARIABLES = (ENV_THREADS, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_MESSAGE_LIMIT_BYTES = 4096
 
