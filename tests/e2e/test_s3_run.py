@@ -50,6 +50,7 @@ def test_a_run_on_s3_survives_a_crash_of_the_server(server: S3Server, tmp_path: 
     for stage in ("i0/prepare", "i0/warmup", "i0/evaluate", "i1/score", "i1/rollout", "i1/train", "i0/export"):
         assert any(f"/{stage}/a" in key and key.endswith("result.json") for key in keys), stage
     assert any(key.endswith("/i0/export/a1/report.html") for key in keys)
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_a_wrong_secret_is_one_clear_error_that_does_not_tell_it(server: S3Server, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +14,7 @@ from rich.console import Console
 from itrain_contract.layout import RunLayout
 from itrain_contract.names import Phase
 from itrain_contract.stageio import StageInput
-from itrain_operator.cli_local import best_point, current_live, paced, pipeline_python, warmed_up
+from itrain_operator.cli_local import best_point, current_live, paced, run_pipeline, warmed_up
 from itrain_operator.localfigures import finished_figures
 from itrain_operator.localjob import IndexState, index_state
 from itrain_operator.localobserve import job_view
@@ -154,9 +152,8 @@ def make_report(named: str | None, *, out: Path | None, environ: Mapping[str, st
     stored = folder.run()
     root = RunLayout(storage=storage_root(stored.spec, folder.path), name=stored.name, uid=stored.uid).root
     place = out or folder.path / "report.html"
-    command = [pipeline_python(environ), "-m", "itrain_pipeline", "report", "--run-root", root, "--out", str(place)]
-    made = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        last = made.stderr.strip().splitlines()[-1:] or [f"exit code {made.returncode}"]
-        raise LocalRunError(f"the report of {root} cannot be made: {last[0].removeprefix('itrain: ')}")
+    try:
+        run_pipeline(["report", "--run-root", root, "--out", str(place)], environ)
+    except LocalRunError as error:
+        raise LocalRunError(f"the report of {root} cannot be made: {error}") from error
     return place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from itrain_contract.layout import RunLayout
 from itrain_contract.loading import load_run
 from itrain_contract.names import ExitCode, Phase, Reason
 from itrain_contract.stages import StageRef
@@ -21,7 +23,7 @@ from itrain_contract.status import ITrainRunStatus
 from itrain_operator.accounting import elapsed
 from itrain_operator.display import Display, LiveDisplay, PlainDisplay
 from itrain_operator.local import Command, LocalBackend
-from itrain_operator.localfigures import exported_report, finished_figures
+from itrain_operator.localfigures import export_prefix, finished_figures
 from itrain_operator.localmachine import this_machine
 from itrain_operator.localrun import Ending, LocalRun
 from itrain_operator.localsignals import Signals
@@ -68,6 +70,15 @@ def pipeline_command(environ: Mapping[str, str]) -> Command:
 
 def pipeline_python(environ: Mapping[str, str]) -> str:
     return environ.get(ENV_PYTHON) or sys.executable
+
+
+def run_pipeline(arguments: list[str], environ: Mapping[str, str]) -> None:
+    """A command of the pipeline, which alone reads storage. Raises LocalRunError with its last words."""
+    command = [pipeline_python(environ), "-m", "itrain_pipeline", *arguments]
+    made = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        last = made.stderr.strip().splitlines()[-1:] or [f"exit code {made.returncode}"]
+        raise LocalRunError(last[0].removeprefix("itrain: "))
 
 
 def open_run(options: RunOptions) -> tuple[StateFolder, StoredRun]:
@@ -189,12 +200,17 @@ class Session:
 
     def _place_report(self, status: ITrainRunStatus) -> Path | None:
         """Export's report, copied to where a person finds it: `report.html` in the state folder."""
-        exported = exported_report(self._folder, self._stored.name, status)
-        if exported is None:
+        storage = storage_root(self._stored.spec, self._folder.path)
+        layout = RunLayout(storage=storage, name=self._stored.name, uid=self._stored.uid)
+        prefix = export_prefix(layout, status)
+        if prefix is None:
             return None
         place = self._folder.path / "report.html"
-        if exported.resolve() != place.resolve():
-            write_atomic(place, exported.read_bytes())
+        try:
+            run_pipeline(["fetch", "--prefix", prefix, "--name", place.name, "--out", str(place)], self._environ)
+        except LocalRunError as error:  # the run itself is done, whatever becomes of this copy
+            _to_stderr(f"the report cannot be fetched: {error}; try again with: itrain report {self._folder.path}")
+            return None
         return place
 
     def _say(self, ending: Ending, status: ITrainRunStatus, curve: list[Point], report: Path | None) -> None:

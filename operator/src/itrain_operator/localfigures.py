@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
-from itrain_contract.layout import RESULT_FILE, job_name, shard_prefix
+from itrain_contract.layout import RESULT_FILE, RunLayout, job_name, shard_prefix
 from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind, StageRef
 from itrain_contract.status import ITrainRunStatus, StageRecord
@@ -67,13 +67,7 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(urlsplit(uri).path)) if uri.startswith("file:///") else None
 
 
-def exported_report(folder: StateFolder, run_name: str, status: ITrainRunStatus) -> Path | None:
-    """The report that export wrote, where it lies in a folder of this machine."""
-    for record in status.completed:
-        if record.kind == StageKind.EXPORT:
-            job = folder.find_job(job_name(run_name, record.ref, record.attempt))
-            result = local_result(job.stage_input(), None) if job.input_file.exists() else None
-            ref = result.outputs.get("report.html") if result else None
-            path = local_path(ref.uri) if ref else None
-            return path if path is not None and path.exists() else None
-    return None
+def export_prefix(layout: RunLayout, status: ITrainRunStatus) -> str | None:
+    """Where export's results lie; None before it has succeeded."""
+    done = [record for record in status.completed if record.kind == StageKind.EXPORT]
+    return layout.attempt(done[-1].ref, done[-1].attempt) if done else None

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from itrain_contract.layout import RESULT_FILE, shard_prefix
 from itrain_contract.names import ENV_STAGE_INPUT, ExitCode
+from itrain_contract.stageio import StageResult
 from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import ConfigError, DataError, StageError
 from itrain_pipeline.files import write_atomic
+from itrain_pipeline.ports import Store
 from itrain_pipeline.runtime import Process, StageFunction, configure_logging, run_stage
 from itrain_pipeline.stopsignal import StopFlag
 from itrain_pipeline.store import open_store, purge
@@ -49,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     shown.add_argument("--prefix", required=True, type=_folder, help="URI of an attempt's folder")
     shown.add_argument("--shard", type=int, help="completion index of a sharded stage")
     shown.set_defaults(handler=_show_result)
+    fetched = commands.add_parser("fetch", help="copy one output of a finished stage to a file, its sha256 verified")
+    fetched.add_argument("--prefix", required=True, type=_folder, help="URI of an attempt's folder")
+    fetched.add_argument("--shard", type=int, help="completion index of a sharded stage")
+    fetched.add_argument("--name", required=True, help="the output's name in result.json, as in report.html")
+    fetched.add_argument("--out", required=True, type=Path, help="the file to write")
+    fetched.set_defaults(handler=_fetch)
     purged = commands.add_parser("purge", help="delete everything below a run's folder")
     purged.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
     purged.set_defaults(handler=_purge)
@@ -86,12 +94,28 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _show_result(arguments: argparse.Namespace) -> int:
+    print(_result(arguments, open_store(arguments.prefix)).model_dump_json(by_alias=True, indent=1))
+    return ExitCode.DONE
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments.prefix)
+    outputs = _result(arguments, store).outputs
+    if arguments.name not in outputs:
+        raise DataError(f"{arguments.prefix} has no output {arguments.name!r}, it has {', '.join(sorted(outputs))}")
+    with tempfile.TemporaryDirectory(prefix="itrain-fetch-") as cache:
+        found = StoreUpstream(store, (), cache=Path(cache)).fetch(outputs[arguments.name])
+        write_atomic(arguments.out, found.read_bytes())
+    print(arguments.out)
+    return ExitCode.DONE
+
+
+def _result(arguments: argparse.Namespace, store: Store) -> StageResult:
     uri = shard_prefix(arguments.prefix, arguments.shard) + RESULT_FILE
-    data = open_store(arguments.prefix).get_bytes(uri)
+    data = store.get_bytes(uri)
     if data is None:
         raise DataError(f"{uri} does not exist: the attempt did not finish")
-    print(parse_result(data, uri).model_dump_json(by_alias=True, indent=1))
-    return ExitCode.DONE
+    return parse_result(data, uri)
 
 
 def _purge(arguments: argparse.Namespace) -> int:

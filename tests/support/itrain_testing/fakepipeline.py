@@ -4,7 +4,7 @@ Like the real one it believes only a result.json that carries its input's digest
 done work, and saves and exits 143 on SIGTERM. Its script (ITRAIN_FAKE_SCRIPT) is JSON: by stage (`rollout`) or by stage
 and iteration (`i1/rollout`), `{"seconds", "exits": [codes of the first executions], "exits_of_shard", "metrics",
 "counters", "ignore_term", "grandchild"}`. Each execution appends lines `<event> <ref> <shard> <attempt> <pid>` to
-the file ITRAIN_FAKE_LEDGER.
+the file ITRAIN_FAKE_LEDGER. `fetch` copies an output, as the real one does.
 """
 # ruff: noqa: PTH103, PTH105, PTH120, PTH123 -- started hundreds of times; pathlib would double the time that takes
 
@@ -23,6 +23,8 @@ STEP_S = 0.02
 
 
 def main() -> int:
+    if sys.argv[3] == "fetch":
+        return fetch(dict(zip(sys.argv[4::2], sys.argv[5::2], strict=True)))
     with open(os.environ["ITRAIN_STAGE_INPUT"], encoding="utf-8") as file:
         stage_input = json.load(file)
     ref = f"i{stage_input['iteration']}/{stage_input['kind']}"
@@ -90,6 +92,15 @@ def main() -> int:
     write(f"{places[0]}result.json", data)
     note("done")
     return finish(stage_input, 0, result)
+
+
+def fetch(options: dict[str, str]) -> int:
+    result = json.loads(read(f"{path_of(options['--prefix'])}result.json") or b"{}")
+    if options["--name"] not in result.get("outputs", {}):
+        sys.stderr.write(f"itrain: {options['--prefix']} has no output {options['--name']}\n")
+        return 65
+    write(options["--out"], read(path_of(result["outputs"][options["--name"]]["uri"])) or b"")
+    return 0
 
 
 def path_of(uri: str) -> str:

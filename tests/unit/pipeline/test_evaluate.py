@@ -31,12 +31,11 @@ from itrain_pipeline.stages.evaluate import (
     Point,
     ask_points,
     build_output,
-    check_template,
     check_unique,
     plan_points,
     run,
-    stop_token_ids,
 )
+from itrain_pipeline.stages.rendered import check_template, stop_token_ids
 from itrain_pipeline.toolcalls.parse import ParseResult, parse
 from itrain_testing.reports import predictions
 from itrain_testing.stageports import (
@@ -265,7 +264,7 @@ def test_another_rendering_than_prepares_is_refused(tmp_path: Path, renderer: Re
     manifest.write_text(json.dumps({"template_sha256": renderer.template_sha256}))
     check_template(manifest, renderer)
     manifest.write_text(json.dumps({"template_sha256": "0" * 64}))
-    with pytest.raises(DataError, match="prepare and evaluate run different versions"):
+    with pytest.raises(DataError, match="prepare and this stage run different versions"):
         check_template(manifest, renderer)
 
 

@@ -23,6 +23,7 @@ from itrain_pipeline.records import Example, PreferencePair, read_jsonl
 from itrain_pipeline.search.forest import Forest
 from itrain_pipeline.search.sample import Budget, SampleSearch, SearchedSample
 from itrain_pipeline.stages import rollout
+from itrain_pipeline.stages.rendered import load_renderer
 from itrain_testing.rollout_inputs import quickstart_renderer, rollout_input, toolworld_examples, upstream_results
 from itrain_testing.scripted_engine import ScriptedEngine
 from itrain_testing.stageports import FolderWork, Silent, folder_ports, stage_result
@@ -139,16 +140,16 @@ def test_many_trees_at_once_give_the_pairs_that_one_at_a_time_gives(examples: li
     found: dict[int, dict[str, SearchedSample]] = {}
     for in_flight in (1, 8):
         settings = RolloutStage(trees_in_flight=in_flight, pairs_per_tree=1000)
-        language, template = rollout.load_language(model_path(), "pythonic", settings, trust_remote_code=False)
+        renderer = load_renderer(model_path(), "pythonic", trust_remote_code=False)
         engine = answers_to(examples)
         search = SampleSearch(
             settings=settings,
             engine=engine,
-            language=language,
+            language=rollout.build_language(model_path(), renderer, "pythonic", settings),
             run_seed=1,
             iteration=1,
             adapter_sha256="",
-            template_sha256=template,
+            template_sha256=renderer.template_sha256,
             budget=Budget(freed=-1_000_000),  # handing over simulations is what depends on the order
         )
         done: dict[str, SearchedSample] = {}

@@ -127,6 +127,27 @@ def test_show_result_prints_a_result_or_says_that_there_is_none(tmp_path: Path) 
     assert json.loads(shown.stdout)["metrics"] == {"loss": 0.5}
 
 
+def test_fetch_copies_a_verified_output_or_says_what_there_is(tmp_path: Path) -> None:
+    world = World(folder=tmp_path)
+    stage_input = world.stage_input()
+    world.run(stage_input)
+    prefix, out = stage_input.output_prefix, tmp_path / "out" / "copy"
+    unknown = call("fetch", "--prefix", prefix, "--name", "report.html", "--out", str(out))
+    assert unknown.returncode == 65
+    assert "has no output 'report.html', it has adapter/" in unknown.stderr
+    name = "adapter/adapter_model.safetensors"
+    done = call("fetch", "--prefix", prefix, "--name", name, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    stored = Path(prefix.removeprefix("file://")) / name
+    assert out.read_bytes() == stored.read_bytes()
+    out.unlink()
+    stored.write_bytes(b"other")
+    spoilt = call("fetch", "--prefix", prefix, "--name", name, "--out", str(out))
+    assert spoilt.returncode == 65
+    assert "expected" in spoilt.stderr
+    assert not out.exists()
+
+
 def test_purge_deletes_a_run_and_refuses_what_is_not_one(tmp_path: Path) -> None:
     world = World(folder=tmp_path)
     world.run(world.stage_input())

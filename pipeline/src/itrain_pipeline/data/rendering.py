@@ -98,7 +98,7 @@ class Renderer:
         if not tokenizer.chat_template:
             raise ConfigError("the model's tokenizer has no chat template: use an instruction-tuned model's tokenizer")
         self.call_format = call_format
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._controls = tuple(sorted({text for text in tokenizer.all_special_tokens if text}))
         self._bos = _own_bos(tokenizer)
         self.end_of_turn_id = self._find_end_of_turn()
@@ -124,7 +124,7 @@ class Renderer:
         kept = list(ids)
         if self.end_of_turn_id in kept:
             del kept[kept.index(self.end_of_turn_id) :]
-        return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def check_prefix(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], answer: str) -> None:
         """Prove that prompt(history) + answer is a prefix of the prompt of the next turn.
@@ -161,7 +161,7 @@ class Renderer:
             self._refuse_controls(turn["content"])
         try:
             return str(
-                self._tokenizer.apply_chat_template(
+                self.tokenizer.apply_chat_template(
                     conversation,
                     tokenize=False,
                     add_generation_prompt=generation,
@@ -188,7 +188,7 @@ class Renderer:
         return (self._bos, *ids[start:])
 
     def _plain(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _refuse_controls(self, text: str) -> None:
         found = next((control for control in self._controls if control in text), None)
@@ -210,10 +210,10 @@ class Renderer:
             _WORDING[self.call_format],
             PINNED_DATE,
             probe,
-            self._tokenizer.chat_template,
+            self.tokenizer.chat_template,
             self._bos,
             self.end_of_turn_id,
-            _tokenizer_state(self._tokenizer),
+            _tokenizer_state(self.tokenizer),
         ]
         return hashlib.sha256(json.dumps(ingredients, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from itrain_contract.spec import DataSpec, ModelSpec
 from itrain_contract.stageio import StageInput, StageResult
@@ -37,6 +35,7 @@ from itrain_pipeline.learn.inputs import prepare_result
 from itrain_pipeline.learn.precision import choose_precision, detect_device
 from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
 from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
+from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
 from itrain_pipeline.toolcalls.parse import parse
 
 BATCH = 64
@@ -118,35 +117,6 @@ def plan_points(upstream: Upstream, iteration: int) -> tuple[Point, ...]:
 def _adapter_of(results: Sequence[StageResult], upstream: Upstream) -> Path | None:
     result = next((r for r in results if r.has_adapter), None)
     return None if result is None else upstream.fetch_folder(result, "adapter/")
-
-
-def load_renderer(
-    model_dir: Path, call_format: Literal["pythonic", "hermes", "llama"], *, trust_remote_code: bool
-) -> Renderer:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(model_dir), local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    return Renderer(tokenizer, call_format)
-
-
-def check_template(manifest: Path, renderer: Renderer) -> None:
-    """DataError when prompts would be rendered otherwise than `prepare` rendered them (method document, trap 7)."""
-    made = json.loads(manifest.read_text(encoding="utf-8")).get("template_sha256")
-    if made != renderer.template_sha256:
-        raise DataError(
-            f"manifest.json: template_sha256 is {made}, the model's tokenizer gives {renderer.template_sha256}: "
-            "prepare and evaluate run different versions; prepare again"
-        )
-
-
-def stop_token_ids(model_dir: Path, renderer: Renderer) -> tuple[int, ...]:
-    """The end of a turn and every end-of-sequence token of the model's generation configuration."""
-    path = model_dir / "generation_config.json"
-    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return tuple(dict.fromkeys((renderer.end_of_turn_id, *map(int, listed))))
 
 
 def build_questions(

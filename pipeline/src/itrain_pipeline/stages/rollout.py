@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,14 @@ from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.selection import select_hardest, shard_of
 from itrain_pipeline.engine import open_engine
 from itrain_pipeline.errors import DataError
-from itrain_pipeline.ports import Engine, Ports, StageOutput, Upstream
+from itrain_pipeline.learn.inputs import newest_adapter, prepare_result
+from itrain_pipeline.ports import Engine, Ports, StageOutput
 from itrain_pipeline.records import Example, PreferencePair, ScoredExample, from_dict, read_jsonl, write_jsonl
 from itrain_pipeline.search.forest import Forest
 from itrain_pipeline.search.sample import Language, SampleSearch, SearchedSample, TreeRecord
 from itrain_pipeline.search.vocabulary import TokenBytes
 from itrain_pipeline.stages.journal import Journal
+from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
 from itrain_pipeline.toolcalls.steps import cut_steps
 
 log = logging.getLogger(__name__)
@@ -41,23 +42,15 @@ prompts stay among the known prefixes."""
 EngineOpener = Callable[..., Engine]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
-    """What the rollouts sample from, beside the base model; `folder` None is the bare base."""
-
-    folder: Path | None
-    sha256: str
-
-
 def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = open_engine) -> StageOutput:
     """Search this shard's samples. Raises PermanentError when more than maxFailedTrees of them fail."""
     settings = RolloutStage.model_validate(stage_input.spec["stage"])
     model = ModelSpec.model_validate(stage_input.spec["model"])
     data = DataSpec.model_validate(stage_input.spec["data"])
-    prepare = _prepare_result(ports.upstream)
+    prepare = prepare_result(ports.upstream)
     model_dir = ports.upstream.fetch_folder(prepare, "model/")
-    language, template_sha256 = load_language(model_dir, data.call_format, settings, model.trust_remote_code)
-    check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), template_sha256)
+    renderer = load_renderer(model_dir, data.call_format, trust_remote_code=model.trust_remote_code)
+    check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
     examples = select_examples(stage_input, prepare, ports)
     adapter = newest_adapter(ports.upstream)
     done = read_finished(Journal(ports.work, "trees"))
@@ -69,13 +62,13 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
             dtype=stage_input.spec.get("precision", "auto"),
             trust_remote_code=model.trust_remote_code,
         ),
-        language=language,
+        language=build_language(model_dir, renderer, data.call_format, settings),
         run_seed=int(stage_input.spec["seed"]),
         iteration=stage_input.iteration,
-        adapter_sha256=adapter.sha256,
-        template_sha256=template_sha256,
+        adapter_sha256="" if adapter is None else adapter.sha256,
+        template_sha256=renderer.template_sha256,
     )
-    search.engine.load_adapter(f"iteration-{stage_input.iteration}", adapter.folder)
+    search.engine.load_adapter(f"iteration-{stage_input.iteration}", None if adapter is None else adapter.folder)
     quota = shard_part(settings.max_pairs, ports.shard, stage_input.shards or 1)
     asyncio.run(search_all(search, examples, done, ports, quota=quota))
     return build_output(examples, done, search, ports.scratch, quota=quota)
@@ -190,26 +183,9 @@ def select_examples(stage_input: StageInput, prepare: StageResult, ports: Ports)
     return [examples[row_id] for row_id in chosen.ids if shard_of(row_id, stage_input.shards or 1) == ports.shard]
 
 
-def newest_adapter(upstream: Upstream) -> Adapter:
-    """Of the newest train, else the warm-up, else what prepare resumed from."""
-    for kind in (StageKind.TRAIN, StageKind.WARMUP, StageKind.PREPARE):
-        found = next((result for result in upstream.results(kind) if result.has_adapter), None)
-        if found is not None:
-            weights = found.outputs["adapter/adapter_model.safetensors"]
-            return Adapter(folder=upstream.fetch_folder(found, "adapter/"), sha256=weights.sha256)
-    return Adapter(folder=None, sha256="")
-
-
-def load_language(
-    model_dir: Path, call_format: Any, settings: RolloutStage, trust_remote_code: bool
-) -> tuple[Language, str]:
-    """The tokenizer as the search sees it, and the hash of its rendering."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(model_dir), local_files_only=True, trust_remote_code=trust_remote_code
-    )
-    renderer = Renderer(tokenizer, call_format)
+def build_language(model_dir: Path, renderer: Renderer, call_format: Any, settings: RolloutStage) -> Language:
+    """The tokenizer as the search sees it."""
+    tokenizer: Any = renderer.tokenizer
     table = TokenBytes(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer.get_vocab())
 
     def cut(answer_ids: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -224,7 +200,7 @@ def load_language(
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     bos = tokenizer.bos_token_id
-    language = Language(
+    return Language(
         decode=renderer.answer_text,
         encode=encode,
         cut=cut,
@@ -232,25 +208,6 @@ def load_language(
         stop_token_ids=stop_token_ids(model_dir, renderer),
         call_format=call_format,
     )
-    return language, renderer.template_sha256
-
-
-def stop_token_ids(model_dir: Path, renderer: Renderer) -> tuple[int, ...]:
-    """The end of a turn and every end-of-sequence token of the model's generation configuration."""
-    path = model_dir / "generation_config.json"
-    eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return tuple(dict.fromkeys((renderer.end_of_turn_id, *map(int, listed))))
-
-
-def check_template(manifest: Path, template_sha256: str) -> None:
-    """DataError when prompts would be rendered otherwise than prepare rendered them (method document, trap 7)."""
-    made = json.loads(manifest.read_text(encoding="utf-8")).get("template_sha256")
-    if made != template_sha256:
-        raise DataError(
-            f"manifest.json: template_sha256 is {made}, the model's tokenizer gives {template_sha256}: prepare and "
-            "rollout run different versions; prepare again"
-        )
 
 
 def read_finished(journal: Journal) -> dict[str, SearchedSample]:
@@ -275,13 +232,6 @@ def freed_simulations(done: Mapping[str, SearchedSample], settings: RolloutStage
 def shard_part(total: int, shard: int, shards: int) -> int:
     """This shard's part of a total: parts differ by one at most and add up."""
     return total // shards + (shard < total % shards)
-
-
-def _prepare_result(upstream: Upstream) -> StageResult:
-    results = upstream.results(StageKind.PREPARE)
-    if not results:
-        raise DataError("rollout has no prepare result upstream")
-    return results[0]
 
 
 def _auto_trees() -> int:
