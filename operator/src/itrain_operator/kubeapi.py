@@ -1,0 +1,202 @@
+"""What the operator asks of an API server, and how a server says no. Pure: `kube` does it, tests do it in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from itrain_contract.names import API_VERSION, PLURAL
+
+Raw = dict[str, Any]
+"""An object as the API server sends it."""
+PAGE_SIZE = 250
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """One kind of object: `apiVersion` and the plural of its path."""
+
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """The URL path; an empty namespace means all of them."""
+        root = "/api" if "/" not in self.api_version else "/apis"
+        parts = [f"{root}/{self.api_version}"]
+        if namespace:
+            parts.append(f"namespaces/{namespace}")
+        return "/".join([*parts, self.plural, *filter(None, (name, subresource))])
+
+
+RUNS = Resource(api_version=API_VERSION, plural=PLURAL)
+JOBS = Resource(api_version="batch/v1", plural="jobs")
+PODS = Resource(api_version="v1", plural="pods")
+CONFIG_MAPS = Resource(api_version="v1", plural="configmaps")
+SERVICES = Resource(api_version="v1", plural="services")
+EVENTS = Resource(api_version="v1", plural="events")
+LEASES = Resource(api_version="coordination.k8s.io/v1", plural="leases")
+
+
+class ApiError(Exception):
+    """A request that did not succeed; the text is the server's own message where there is one."""
+
+
+class NotFoundError(ApiError):
+    """404."""
+
+
+class ConflictError(ApiError):
+    """409: the object changed since it was read, or bears another UID than the one named."""
+
+
+class AlreadyExistsError(ApiError):
+    """409 for a creation: the name is taken."""
+
+
+class ExpiredError(ApiError):
+    """410: the list that a `continue` token belongs to is gone."""
+
+
+class RefusedError(ApiError):
+    """The server will not have it, however often it is asked: 400, 403, 413 or 422."""
+
+    def __init__(self, message: str, *, code: int, quota: bool = False, terminating: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.quota = quota
+        """A ResourceQuota is exhausted."""
+        self.terminating = terminating
+        """The namespace is being deleted: nothing can be created there."""
+
+    @property
+    def forbidden(self) -> bool:
+        return self.code == 403
+
+
+class UnavailableError(ApiError):
+    """5xx, 401, a time-out, a broken connection. Whether the request had an effect is unknown."""
+
+
+class ThrottledError(ApiError):
+    """429: come back after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+def api_error(code: int, body: str, headers: Mapping[str, str]) -> ApiError:
+    """The typed error for an HTTP answer that is no success (metav1.Status, or any text of a proxy)."""
+    status = _status(body)
+    message = str(status.get("message") or body.strip()[:300] or f"HTTP {code}")
+    reason = status.get("reason", "")
+    details = status.get("details") or {}
+    match code:
+        case 404:
+            return NotFoundError(message)
+        case 409:
+            return AlreadyExistsError(message) if reason == "AlreadyExists" else ConflictError(message)
+        case 410:
+            return ExpiredError(message)
+        case 429:
+            return ThrottledError(message, retry_after_s=_retry_after(details, headers))
+        case 400 | 403 | 413 | 422:
+            causes = [cause.get("reason", "") for cause in details.get("causes") or []]
+            return RefusedError(
+                message,
+                code=code,
+                quota=code == 403 and "exceeded quota" in message,
+                terminating="NamespaceTerminating" in causes,
+            )
+        case _:
+            return UnavailableError(message)
+
+
+def _status(body: str) -> Raw:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _retry_after(details: Raw, headers: Mapping[str, str]) -> float:
+    """Seconds, from the header or the body; one second where neither tells."""
+    for value in (headers.get("Retry-After"), details.get("retryAfterSeconds")):
+        try:
+            return max(0.0, float(value))  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+    return 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Part of a list."""
+
+    items: list[Raw]
+    resource_version: str = ""
+    """Of the whole list."""
+    next: str = ""
+    """Asks for the page after this one; empty at the end."""
+
+
+class Cluster(Protocol):
+    """Requests to one API server. Every method raises ApiError; an effect may have happened all the same."""
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Raw: ...
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str,
+        *,
+        labels: str = "",
+        fields: str = "",
+        limit: int = PAGE_SIZE,
+        next_page: str = "",
+    ) -> Page:
+        """One page, read from the newest state."""
+
+    async def create(self, resource: Resource, namespace: str, manifest: Raw) -> Raw: ...
+
+    async def replace(self, resource: Resource, namespace: str, name: str, manifest: Raw) -> Raw: ...
+
+    async def merge_patch(
+        self, resource: Resource, namespace: str, name: str, patch: Raw, *, subresource: str = ""
+    ) -> Raw:
+        """A patch with `metadata.resourceVersion` raises ConflictError when the object is another one by now."""
+
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> Raw | None:
+        """Delete in foreground the object with this UID; what is left of it, None when it is gone."""
+
+    async def pod_log(self, namespace: str, name: str, *, tail_lines: int, limit_bytes: int) -> str: ...
+
+
+async def pages(
+    cluster: Cluster, resource: Resource, namespace: str, *, labels: str = "", fields: str = "", limit: int = PAGE_SIZE
+) -> AsyncIterator[Page]:
+    """All pages of a list; raises ExpiredError when the server forgot it in the middle."""
+    next_page = ""
+    while True:
+        page = await cluster.list(resource, namespace, labels=labels, fields=fields, limit=limit, next_page=next_page)
+        yield page
+        next_page = page.next
+        if not next_page:
+            return
+
+
+def merge_diff(old: Raw, new: Raw) -> Raw:
+    """The JSON merge patch (RFC 7386) that makes `new` of `old`; lists are replaced whole."""
+    patch: Raw = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            below = merge_diff(before, value)
+            if below:
+                patch[key] = below
+        elif key not in old or before != value:
+            patch[key] = value
+    return patch
