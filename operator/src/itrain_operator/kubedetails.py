@@ -1,0 +1,169 @@
+"""Looks at the pods of the Job under way, as seldom as possible: while it waits, once when it has ended, and now and
+then for the progress line in its log.
+
+Nothing here decides; what was found is remembered per Job for as long as it is news, so that the passes in between cost
+no request.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from itrain_operator.kubeapi import EVENTS, PODS, ApiError, Cluster, NotFoundError, pages
+from itrain_operator.kubeobserve import NO_DETAILS, JobDetails, JobRecord
+from itrain_operator.kubepods import PodFacts, ended_details, parse_pod, parse_progress, pending_details
+from itrain_operator.observed import JobState
+from itrain_operator.ratelimit import TokenBucket
+
+log = logging.getLogger(__name__)
+
+PENDING_AGAIN_S = 20.0
+"""A waiting Job is looked at this often: its reason shows within a minute."""
+FIRST_LOOK_S = 3.0
+"""A Job that was just made gets this long to start before anybody asks why it has not."""
+PENDING_PODS = 20
+ENDED_PODS = 100
+SHARD_PAGES = 40
+LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 4096
+PROGRESS_LINES, PROGRESS_BYTES = 10, 2048
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one Job."""
+
+    state: JobState
+    details: JobDetails = NO_DETAILS
+    next_look: float = 0.0
+    """Clock time before which there is no need to look again; infinite once everything is known."""
+    pod: str = ""
+    """Whose log tells the progress."""
+
+
+class Inspector:
+    """Details of Jobs, by UID. `clock` gives seconds that never run backwards."""
+
+    def __init__(
+        self, cluster: Cluster, *, clock: Callable[[], float], progress_interval_s: float, progress_rate: TokenBucket
+    ) -> None:
+        self._cluster = cluster
+        self._clock = clock
+        self._interval_s = progress_interval_s
+        self._rate = progress_rate
+        self._seen: dict[str, _Seen] = {}
+
+    async def details(self, record: JobRecord) -> JobDetails:
+        """What the Job's pods say; raises ApiError when an ended Job's pods cannot be read."""
+        state, now = record.state(), self._clock()
+        seen = self._seen.get(record.uid)
+        if seen is None or seen.state != state:
+            kept = seen.details if seen is not None and state == JobState.ACTIVE else NO_DETAILS
+            seen = self._seen[record.uid] = _Seen(state, details=replace(kept, reason="", message=""))
+            if state == JobState.PENDING:
+                seen.next_look = now + FIRST_LOOK_S
+        if now >= seen.next_look:
+            await self._look(record, seen, now)
+        return seen.details
+
+    def wake_s(self, record: JobRecord) -> float | None:
+        """Seconds until it is worth looking again although no event came; None when only an event matters."""
+        seen = self._seen.get(record.uid)
+        if seen is None or seen.next_look == float("inf"):
+            return None
+        return max(0.0, seen.next_look - self._clock())
+
+    def forget(self, keep: frozenset[str], among: frozenset[str]) -> None:
+        """Drop what is known of the Jobs `among`, those to `keep` excepted."""
+        for uid in among - keep:
+            self._seen.pop(uid, None)
+
+    async def _look(self, record: JobRecord, seen: _Seen, now: float) -> None:
+        if seen.state.ended:
+            seen.details = await self._ended(record)
+            seen.next_look = float("inf")
+        elif seen.state == JobState.PENDING:
+            seen.details = await self._pending(record)
+            seen.next_look = now + PENDING_AGAIN_S
+        elif seen.state == JobState.ACTIVE and record.shards is None:
+            seen.next_look = now + self._interval_s
+            if self._rate.take(now):
+                seen.details = await self._progress(record, seen)
+        else:
+            seen.next_look = float("inf")
+
+    async def _pending(self, record: JobRecord) -> JobDetails:
+        """Best effort: a run must not stand still because its reason cannot be read."""
+        try:
+            page = await self._cluster.list(
+                PODS, record.namespace, labels=_selector(record), fields="status.phase=Pending", limit=PENDING_PODS
+            )
+            found = pending_details(parse_pod(raw) for raw in page.items)
+            if found.reason or record.active:
+                return found
+            return pending_details((), await self._refusal(record))
+        except ApiError as error:
+            log.warning("why %s/%s waits cannot be read: %s", record.namespace, record.name, error)
+            return NO_DETAILS
+
+    async def _refusal(self, record: JobRecord) -> str:
+        """What the API server said to the Job controller about new pods (quota, admission): only an event tells."""
+        fields = f"involvedObject.uid={record.uid},reason=FailedCreate"
+        page = await self._cluster.list(EVENTS, record.namespace, fields=fields, limit=PENDING_PODS)
+        last = max(page.items, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime")), default={})
+        return str(last.get("message", ""))
+
+    async def _ended(self, record: JobRecord) -> JobDetails:
+        pods = await self._ended_pods(record)
+        details, decisive = ended_details(record, pods)
+        if decisive:
+            details = replace(details, log_tail=await self._log(record, decisive, LOG_TAIL_LINES, LOG_TAIL_BYTES))
+        return details
+
+    async def _ended_pods(self, record: JobRecord) -> list[PodFacts]:
+        """Pods of an ended Job: all of them where their counters are summed, as far as the bound goes."""
+        found: list[PodFacts] = []
+        left = SHARD_PAGES if record.shards is not None else 1
+        async for page in pages(self._cluster, PODS, record.namespace, labels=_selector(record), limit=ENDED_PODS * 2):
+            found += [parse_pod(raw) for raw in page.items]
+            left -= 1
+            if left <= 0:
+                break
+        return found
+
+    async def _progress(self, record: JobRecord, seen: _Seen) -> JobDetails:
+        """The newest progress line of the (first) pod's log; best effort."""
+        try:
+            if not seen.pod:
+                seen.pod = await self._running_pod(record)
+            if not seen.pod:
+                return seen.details
+            text = await self._log(record, seen.pod, PROGRESS_LINES, PROGRESS_BYTES)
+        except ApiError as error:
+            log.warning("progress of %s/%s cannot be read: %s", record.namespace, record.name, error)
+            return seen.details
+        found = parse_progress(text)
+        if found is None:
+            seen.pod = seen.pod if text else ""
+            return seen.details
+        done, total, said = found
+        return replace(seen.details, progress_done=done, progress_total=total, progress_text=said)
+
+    async def _running_pod(self, record: JobRecord) -> str:
+        page = await self._cluster.list(
+            PODS, record.namespace, labels=_selector(record), fields="status.phase=Running", limit=ENDED_PODS
+        )
+        pods = sorted((parse_pod(raw) for raw in page.items), key=lambda pod: (pod.index or 0, pod.name))
+        return pods[0].name if pods else ""
+
+    async def _log(self, record: JobRecord, pod: str, lines: int, size: int) -> str:
+        """The end of a pod's log; empty when it is gone."""
+        try:
+            return await self._cluster.pod_log(record.namespace, pod, tail_lines=lines, limit_bytes=size)
+        except NotFoundError:
+            return ""
+
+
+def _selector(record: JobRecord) -> str:
+    return f"batch.kubernetes.io/controller-uid={record.uid}"
