@@ -1,0 +1,246 @@
+"""One pass over a run: observe, plan, act in order, one status write, then the events. Decides nothing.
+
+The cluster is all that is remembered: a pass may die between any two requests, and the next one, by this process or
+another, starts from what is there. What a pass wrote is in the cache by the server's own answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from itrain_contract.layout import job_name
+from itrain_contract.loading import SpecError
+from itrain_contract.names import LABEL_RUN
+from itrain_contract.stages import PREPARE
+from itrain_contract.status import ITrainRunStatus
+from itrain_operator.actions import DeleteJob, Emit, EnsureJob, EventReason, Plan
+from itrain_operator.cache import Cache, RunKey, RunRecord
+from itrain_operator.children import ChildKeeper, NotMade
+from itrain_operator.events import EventPoster
+from itrain_operator.kubeapi import JOBS, RUNS, Cluster, ConflictError, NotFoundError, RefusedError, pages
+from itrain_operator.kubedetails import Inspector
+from itrain_operator.kubeobserve import NO_DETAILS, JobRecord, job_view
+from itrain_operator.kuberun import read_run, read_status, status_patch
+from itrain_operator.machine import invalid_spec_status, plan
+from itrain_operator.observed import Observed, Refusal, Run
+from itrain_operator.sequence import current_ref
+
+log = logging.getLogger(__name__)
+
+CREATED_AGAIN_S = 1.0
+"""After a creation: the Job controller has had its first word by then."""
+TERMINATING_AGAIN_S = 60.0
+
+OnWritten = Callable[[ITrainRunStatus, ITrainRunStatus], None]
+"""Told of every status that was stored: the one before and the new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A refused creation; it is not tried again before `until`, unless the spec was edited."""
+
+    refusal: Refusal
+    generation: int
+    until: float
+
+
+class Reconciler:
+    """`clock` gives seconds that never run backwards, `wall_clock` Unix seconds."""
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        cache: Cache,
+        inspector: Inspector,
+        children: ChildKeeper,
+        poster: EventPoster,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        on_written: OnWritten,
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._inspector = inspector
+        self._children = children
+        self._poster = poster
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._on_written = on_written
+        self._held: dict[RunKey, _Held] = {}
+        self._watched: dict[RunKey, frozenset[str]] = {}
+
+    async def reconcile(self, key: RunKey) -> float | None:
+        """One pass; seconds until the next one is wanted, None to wait for events. Raises ApiError."""
+        record = self._cache.run(key)
+        if record is None:
+            self._forget(key)
+            return None
+        if record.deleting:
+            return None  # its children go with it
+        try:
+            return await self._pass(record)
+        except RefusedError as error:
+            if not error.terminating:
+                raise
+            return TERMINATING_AGAIN_S
+        except ConflictError:
+            return await self._read_again(record)
+
+    async def _pass(self, record: RunRecord) -> float | None:
+        try:
+            run = read_run(record)
+        except SpecError as error:
+            return await self._reject(record, "; ".join(str(problem) for problem in error.problems))
+        observed, made = await self._plan(run)
+        ensured = _ensured(made)
+        if ensured is not None and observed.refusal is None:
+            fresh = await self._refresh(record)
+            if fresh is None:
+                return None
+            record, run = fresh, read_run(fresh)
+            observed, made = await self._plan(run)
+            ensured = _ensured(made)
+        for action in made.actions:
+            if isinstance(action, DeleteJob):
+                await self._children.delete(run, action)
+        if ensured is not None and observed.refusal is None:
+            made = await self._create(run, ensured, observed, made)
+        if ensured is None:
+            self._held.pop(record.key, None)
+        await self._write(record, run.status, made.status)
+        for action in made.actions:
+            if isinstance(action, Emit):
+                await self._poster.post(record, action)
+        return self._wake(record, run, made)
+
+    async def _plan(self, run: Run) -> tuple[Observed, Plan]:
+        key = RunKey(namespace=run.namespace, name=run.name)
+        current = _current_name(run)
+        views = []
+        for job in self._cache.jobs(key):
+            looked_at = job.name == current and job.owner_uid == run.uid and not run.status.phase.terminal
+            details = await self._inspector.details(job) if looked_at else NO_DETAILS
+            views.append(job_view(job, run_uid=run.uid, ref=current_ref(run.status) or PREPARE, details=details))
+        self._remember(key, current)
+        held = self._held.get(key)
+        active = held is not None and held.generation == run.generation and self._clock() < held.until
+        observed = Observed(jobs=tuple(views), refusal=held.refusal if held is not None and active else None)
+        made = plan(run, observed, self._now())
+        adopted = next((job for job in self._cache.jobs(key) if job.name == current and job.template_hash), None)
+        return observed, _with_hash(made, adopted)
+
+    async def _create(self, run: Run, action: EnsureJob, observed: Observed, made: Plan) -> Plan:
+        """Make the Job; a refusal becomes part of what is observed, and of the status of this very pass."""
+        key = RunKey(namespace=run.namespace, name=run.name)
+        outcome = await self._children.create(run, action)
+        if isinstance(outcome, NotMade):
+            until = self._clock() + outcome.again_s
+            self._held[key] = _Held(refusal=outcome.refusal, generation=run.generation, until=until)
+            log.warning("run %s: %s was not created: %s", key, action.job_name, outcome.refusal.message)
+            return plan(run, replace(observed, refusal=outcome.refusal), self._now())
+        self._held.pop(key, None)
+        log.info("run %s: created %s", key, action.job_name)
+        return replace(made, status=made.status.model_copy(update={"template_hash": outcome.template_hash}))
+
+    async def _refresh(self, record: RunRecord) -> RunRecord | None:
+        """The run and its Jobs as they are on the server: nothing is made on the word of a cache.
+
+        None when there is nothing to be made any more.
+        """
+        key = record.key
+        try:
+            self._cache.put_run(await self._cluster.get(RUNS, key.namespace, key.name))
+        except NotFoundError:
+            self._cache.forget_run(key, record.uid)
+        fresh = self._cache.run(key)
+        if fresh is None or fresh.deleting:
+            return None
+        jobs = []
+        async for page in pages(self._cluster, JOBS, key.namespace, labels=f"{LABEL_RUN}={key.name}"):
+            jobs += page.items
+        self._cache.set_jobs(key, jobs)
+        return fresh
+
+    async def _reject(self, record: RunRecord, message: str) -> float | None:
+        """The spec cannot be read: say so, and wait for an edit."""
+        old = read_status(record)
+        new = invalid_spec_status(old, generation=record.generation, message=message, now=self._now())
+        if (new.reason, new.message, new.observed_generation) != (old.reason, old.message, old.observed_generation):
+            await self._write(record, old, new)
+            event = Emit(type="Warning", reason=EventReason.INVALID_SPEC, message=new.message)
+            await self._poster.post(record, event)
+        return None
+
+    async def _write(self, record: RunRecord, old: ITrainRunStatus, new: ITrainRunStatus) -> None:
+        """Store a status that changed. Raises ConflictError when the run is another one by now."""
+        if new == old:
+            return
+        key = record.key
+        try:
+            stored = await self._cluster.merge_patch(
+                RUNS, key.namespace, key.name, status_patch(record, new), subresource="status"
+            )
+        except NotFoundError:
+            self._cache.forget_run(key, record.uid)
+            return
+        self._cache.put_run(stored)
+        self._on_written(old, new)
+
+    async def _read_again(self, record: RunRecord) -> float | None:
+        """After a conflict: what is on the server now, for a pass at once."""
+        key = record.key
+        try:
+            self._cache.put_run(await self._cluster.get(RUNS, key.namespace, key.name))
+        except NotFoundError:
+            self._cache.forget_run(key, record.uid)
+        return 0.0
+
+    def _wake(self, record: RunRecord, run: Run, made: Plan) -> float | None:
+        """The earliest reason to look again."""
+        wishes = [] if made.wake_after is None else [made.wake_after.total_seconds()]
+        held = self._held.get(record.key)
+        if held is not None:
+            wishes.append(max(0.0, held.until - self._clock()))
+        elif _ensured(made) is not None:
+            wishes.append(CREATED_AGAIN_S)
+        current = _current_name(run)
+        looks = (self._inspector.wake_s(job) for job in self._cache.jobs(record.key) if job.name == current)
+        wishes += [look for look in looks if look is not None]
+        return min(wishes, default=None)
+
+    def _remember(self, key: RunKey, current: str) -> None:
+        """Let the inspector drop what it knows of Jobs that are not under way any more."""
+        keep = frozenset(job.uid for job in self._cache.jobs(key) if job.name == current)
+        before = self._watched.get(key, frozenset())
+        if keep != before:
+            self._inspector.forget(keep, before)
+            self._watched[key] = keep
+
+    def _forget(self, key: RunKey) -> None:
+        self._held.pop(key, None)
+        self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._wall_clock(), tz=UTC)
+
+
+def _ensured(made: Plan) -> EnsureJob | None:
+    """The Job that a plan wants to be there; at most one."""
+    return next((action for action in made.actions if isinstance(action, EnsureJob)), None)
+
+
+def _current_name(run: Run) -> str:
+    """The Job that the status points at; empty before the first one."""
+    ref = current_ref(run.status)
+    return job_name(run.name, ref, run.status.attempt) if ref is not None else ""
+
+
+def _with_hash(made: Plan, job: JobRecord | None) -> Plan:
+    """The template hash of the Job under way, in the status."""
+    if job is None or not made.status.current or made.status.template_hash == job.template_hash:
+        return made
+    return replace(made, status=made.status.model_copy(update={"template_hash": job.template_hash}))
