@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
+from yaml import YAMLError
 
 from itrain_operator.kubeapi import (
     LEASES,
@@ -31,9 +32,18 @@ from itrain_operator.kubeapi import (
 )
 from itrain_operator.ratelimit import TokenBucket
 
-__all__ = ["Configuration", "Credentials", "KubeCluster", "NoClusterError", "credentials", "load_configuration"]
+__all__ = [
+    "Configuration",
+    "Credentials",
+    "KubeCluster",
+    "NoClusterError",
+    "credentials",
+    "load_configuration",
+    "load_context",
+]
 
 USER_AGENT = "itrain-operator"
+APPLY = "application/apply-patch+yaml"
 LEASE_TIMEOUT_S = 3.0
 
 
@@ -63,16 +73,22 @@ async def load_configuration(kubeconfig: str | None) -> Configuration:
 
     Raises NoClusterError.
     """
+    configuration, _ = await load_context(kubeconfig, None)
+    return configuration
+
+
+async def load_context(kubeconfig: str | None, context: str | None) -> tuple[Configuration, str]:
+    """The configuration of a context (the current one by default), and the namespace that it names, if any."""
     configuration = Configuration()
     named = kubeconfig or os.environ.get("KUBECONFIG")
     try:
-        if named is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        if named is None and context is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
             config.load_incluster_config(client_configuration=configuration)
-        else:
-            await config.load_kube_config(config_file=named, client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
+            return configuration, ""
+        loader = await config.load_kube_config(config_file=named, context=context, client_configuration=configuration)
+    except (config.ConfigException, OSError, YAMLError) as error:
         raise NoClusterError(f"no way into a cluster: {error}") from error
-    return configuration
+    return configuration, str(loader.current_context["context"].get("namespace") or "")
 
 
 async def credentials(configuration: Configuration) -> Credentials:
@@ -103,10 +119,11 @@ class KubeCluster:
         clock: Callable[[], float],
         on_request: OnRequest,
         may_write: Callable[[], bool],
+        user_agent: str = USER_AGENT,
     ) -> None:
         """`may_write` is asked right before a change is sent: a leader that lost its lease must not be late with it."""
         self._client = ApiClient(configuration)
-        self._client.user_agent = USER_AGENT
+        self._client.user_agent = user_agent
         self._bucket = TokenBucket(rate=qps, burst=burst, now=clock())
         self._timeout_s = timeout_s
         self._clock = clock
@@ -161,6 +178,34 @@ class KubeCluster:
         query = [("tailLines", str(tail_lines)), ("limitBytes", str(limit_bytes))]
         return await self._text("GET", PODS, PODS.path(namespace, name, "log"), query=query)
 
+    async def apply(
+        self, resource: Resource, namespace: str, name: str, manifest: Raw, *, manager: str, force: bool, dry_run: bool
+    ) -> Raw:
+        """Server-side apply; raises ConflictError for fields that another manager set, unless forced."""
+        query = [("fieldManager", manager), ("force", str(force).lower()), ("fieldValidation", "Strict")]
+        query += [("dryRun", "All")] if dry_run else []
+        path = resource.path(namespace, name)
+        return await self._json("PATCH", resource, path, query=query, body=manifest, content=APPLY)
+
+    async def lines(self, path: str, *, query: Sequence[tuple[str, str]], silence_s: float) -> AsyncIterator[str]:
+        """The lines of an answer without end (a watch, a followed log). Raises ApiError, also after `silence_s` of none."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._call("GET", path, query=query, timeout=aiohttp.ClientTimeout(total=None))
+                text = "" if answer.status == 200 else (await answer.read()).decode(errors="replace")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(f"GET {path}: {str(error) or f'no answer within {self._timeout_s:g} s'}") from error
+        if answer.status != 200:
+            raise api_error(answer.status, text, answer.headers)
+        stream = answer.response.content
+        try:
+            while line := await asyncio.wait_for(stream.readline(), silence_s):
+                yield line.decode(errors="replace").rstrip("\n")
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise UnavailableError(f"GET {path}: {str(error) or 'the stream fell silent'}") from error
+        finally:
+            answer.response.close()
+
     async def _json(self, verb: str, resource: Resource, path: str, **how: Any) -> Raw:
         text = await self._text(verb, resource, path, **how)
         try:
@@ -190,15 +235,7 @@ class KubeCluster:
         timeout = LEASE_TIMEOUT_S if leading else self._timeout_s
         try:
             async with asyncio.timeout(timeout):
-                request = await self._client.param_serialize(
-                    verb,
-                    path,
-                    query_params=[*query],
-                    header_params={"Accept": "application/json, */*", "Content-Type": content},
-                    body=body,
-                    auth_settings=["BearerToken"],
-                )
-                answer = await self._client.call_api(*request, _request_timeout=timeout)
+                answer = await self._call(verb, path, query=query, body=body, content=content, timeout=timeout)
                 data: bytes = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._on_request(verb, "error")
@@ -212,6 +249,26 @@ class KubeCluster:
         if isinstance(problem, ThrottledError):
             self._quiet_until = max(self._quiet_until, self._clock() + problem.retry_after_s)
         raise problem
+
+    async def _call(
+        self,
+        verb: str,
+        path: str,
+        *,
+        query: Sequence[tuple[str, str]],
+        timeout: Any,
+        body: Raw | None = None,
+        content: str = "application/json",
+    ) -> Any:
+        request = await self._client.param_serialize(
+            verb,
+            path,
+            query_params=[*query],
+            header_params={"Accept": "application/json, */*", "Content-Type": content},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        return await self._client.call_api(*request, _request_timeout=timeout)
 
     async def _turn(self) -> None:
         """Wait for this request's turn: the rate limit, and the rest that the server asked for."""

@@ -39,8 +39,19 @@ EVENTS = Resource(api_version="v1", plural="events")
 LEASES = Resource(api_version="coordination.k8s.io/v1", plural="leases")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One thing that the server finds wrong with an object."""
+
+    field: str
+    message: str
+
+
 class ApiError(Exception):
     """A request that did not succeed; the text is the server's own message where there is one."""
+
+    causes: tuple[Cause, ...] = ()
+    """Field by field, where the server told."""
 
 
 class NotFoundError(ApiError):
@@ -90,6 +101,15 @@ class ThrottledError(ApiError):
 def api_error(code: int, body: str, headers: Mapping[str, str]) -> ApiError:
     """The typed error for an HTTP answer that is no success (metav1.Status, or any text of a proxy)."""
     status = _status(body)
+    error = _typed(code, status, body, headers)
+    causes = (status.get("details") or {}).get("causes") or []
+    error.causes = tuple(
+        Cause(field=str(cause.get("field", "")), message=str(cause.get("message", ""))) for cause in causes
+    )
+    return error
+
+
+def _typed(code: int, status: Raw, body: str, headers: Mapping[str, str]) -> ApiError:
     message = str(status.get("message") or body.strip()[:300] or f"HTTP {code}")
     reason = status.get("reason", "")
     details = status.get("details") or {}
