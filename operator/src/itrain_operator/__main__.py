@@ -23,6 +23,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=arguments.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
     environ = dict(os.environ) | ({ENV_CONFIG: arguments.config} if arguments.config else {})
     try:
         settings = load_settings(environ)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 COMPONENT = "itrain-operator"
 MESSAGE_LIMIT = 1024
-BURST, PER_SECOND = 25, 1 / 60
+BURST, PER_SECOND = 100, 1 / 10
 """Of one run: what a healthy run says in a stage many times over, and what a flapping one may go on to say."""
 REMEMBERED_RUNS = 5000
 

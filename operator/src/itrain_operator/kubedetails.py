@@ -7,6 +7,7 @@ no request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ ENDED_PODS = 100
 SHARD_PAGES = 40
 LOG_TAIL_LINES, LOG_TAIL_BYTES = 20, 4096
 PROGRESS_LINES, PROGRESS_BYTES = 10, 2048
+LOG_TIMEOUT_S = 10.0
+"""A node that does not answer must not hold a worker for long."""
 
 
 @dataclass(slots=True)
@@ -158,10 +161,14 @@ class Inspector:
         return pods[0].name if pods else ""
 
     async def _log(self, record: JobRecord, pod: str, lines: int, size: int) -> str:
-        """The end of a pod's log; empty when it is gone."""
+        """The end of a pod's log; empty when it is gone, or its node is and nobody can read it."""
         try:
-            return await self._cluster.pod_log(record.namespace, pod, tail_lines=lines, limit_bytes=size)
+            async with asyncio.timeout(LOG_TIMEOUT_S):
+                return await self._cluster.pod_log(record.namespace, pod, tail_lines=lines, limit_bytes=size)
         except NotFoundError:
+            return ""
+        except (ApiError, TimeoutError) as error:
+            log.warning("the log of %s/%s cannot be read: %s", record.namespace, pod, error)
             return ""
 
 

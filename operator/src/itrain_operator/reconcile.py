@@ -25,13 +25,13 @@ from itrain_operator.kubedetails import Inspector
 from itrain_operator.kubeobserve import NO_DETAILS, JobRecord, job_view
 from itrain_operator.kuberun import read_run, read_status, status_patch
 from itrain_operator.machine import invalid_spec_status, plan
-from itrain_operator.observed import Observed, Refusal, Run
+from itrain_operator.observed import JobState, Observed, Refusal, Run
 from itrain_operator.sequence import current_ref
 
 log = logging.getLogger(__name__)
 
-CREATED_AGAIN_S = 1.0
-"""After a creation: the Job controller has had its first word by then."""
+SETTLE_S = 2.0
+"""A Job just made is left to start for so long: that it waits is no news before that, and not worth a status write."""
 TERMINATING_AGAIN_S = 60.0
 
 OnWritten = Callable[[ITrainRunStatus, ITrainRunStatus], None]
@@ -72,6 +72,7 @@ class Reconciler:
         self._on_written = on_written
         self._held: dict[RunKey, _Held] = {}
         self._watched: dict[RunKey, frozenset[str]] = {}
+        self._made: dict[RunKey, tuple[str, float]] = {}
 
     async def reconcile(self, key: RunKey) -> float | None:
         """One pass; seconds until the next one is wanted, None to wait for events. Raises ApiError."""
@@ -81,6 +82,9 @@ class Reconciler:
             return None
         if record.deleting:
             return None  # its children go with it
+        settling_s = self._settling_s(key)
+        if settling_s > 0:
+            return settling_s
         try:
             return await self._pass(record)
         except RefusedError as error:
@@ -143,6 +147,7 @@ class Reconciler:
             log.warning("run %s: %s was not created: %s", key, action.job_name, outcome.refusal.message)
             return plan(run, replace(observed, refusal=outcome.refusal), self._now())
         self._held.pop(key, None)
+        self._made[key] = (action.job_name, self._clock())
         log.info("run %s: created %s", key, action.job_name)
         return replace(made, status=made.status.model_copy(update={"template_hash": outcome.template_hash}))
 
@@ -206,7 +211,7 @@ class Reconciler:
         if held is not None:
             wishes.append(max(0.0, held.until - self._clock()))
         elif _ensured(made) is not None:
-            wishes.append(CREATED_AGAIN_S)
+            wishes.append(SETTLE_S)
         current = _current_name(run)
         looks = (self._inspector.wake_s(job) for job in self._cache.jobs(record.key) if job.name == current)
         wishes += [look for look in looks if look is not None]
@@ -220,8 +225,19 @@ class Reconciler:
             self._inspector.forget(keep, before)
             self._watched[key] = keep
 
+    def _settling_s(self, key: RunKey) -> float:
+        """Seconds that the Job just made still has to start in before anybody looks; 0 as soon as it has."""
+        name, at = self._made.get(key, ("", 0.0))
+        left = at + SETTLE_S - self._clock()
+        starting = any(job.name == name and job.state() == JobState.PENDING for job in self._cache.jobs(key))
+        if left > 0 and starting:
+            return left
+        self._made.pop(key, None)
+        return 0.0
+
     def _forget(self, key: RunKey) -> None:
         self._held.pop(key, None)
+        self._made.pop(key, None)
         self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
 
     def _now(self) -> datetime:

@@ -1,0 +1,207 @@
+"""A node without a kubelet on a real API server: pods that the scheduler binds to it "run" by their status alone.
+
+Everything else is real: scheduler, Job controller, garbage collector. What a pod does is up to a script. There are no
+logs: the API server finds nobody to ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio import client
+
+from itrain_contract.names import LABEL_ATTEMPT, LABEL_ITERATION, LABEL_STAGE
+from itrain_contract.stageio import TerminationSummary
+from itrain_contract.stages import StageKind, StageRef
+from itrain_operator.kube import KubeCluster, load_configuration
+from itrain_operator.kubeapi import PODS, ApiError, ConflictError, NotFoundError, Raw, pages
+from itrain_operator.kubepods import LABEL_INDEX
+
+POLL_S = 0.1
+HEARTBEAT_S = 5.0
+CAPACITY = {"cpu": "4000", "memory": "8Ti", "pods": "20000", "nvidia.com/gpu": "4000", "ephemeral-storage": "8Ti"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodRun:
+    """How a pod goes: `seconds` of running, then an exit code; a `stuck` one waits for its image for ever."""
+
+    seconds: float = 0.2
+    exit_code: int = 0
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+    stuck: bool = False
+
+
+PodScript = Callable[[StageRef, int, int], PodRun]
+"""By stage, attempt and completion index (0 for an unsharded stage)."""
+
+
+def all_done(ref: StageRef, attempt: int, index: int) -> PodRun:
+    return PodRun()
+
+
+class SimulatedNode:
+    """Runs in a thread of its own between `start` and `stop`. `script` may be exchanged at any time."""
+
+    def __init__(self, kubeconfig: Path, *, name: str = "simulated", script: PodScript = all_done) -> None:
+        self._kubeconfig = kubeconfig
+        self._name = name
+        self.script = script
+        self._stop = threading.Event()
+        self._started: dict[str, tuple[float, PodRun]] = {}
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    async def _main(self) -> None:
+        configuration = await load_configuration(str(self._kubeconfig))
+        cluster = KubeCluster(
+            configuration,
+            qps=1000.0,
+            burst=1000,
+            timeout_s=30.0,
+            clock=time.monotonic,
+            on_request=lambda verb, code: None,
+            may_write=lambda: True,
+        )
+        async with client.ApiClient(configuration) as api_client:
+            api = client.CoreV1Api(api_client)
+            await self._register(api)
+            beaten = 0.0
+            while not self._stop.is_set():
+                now = time.monotonic()
+                try:
+                    if now - beaten >= HEARTBEAT_S:
+                        await api.patch_node_status(self._name, {"status": {"conditions": [_ready_condition()]}})
+                        beaten = now
+                    await self._round(cluster, api, now)
+                except (ApiError, client.ApiException, OSError):
+                    await asyncio.sleep(1.0)  # an API server that a test stopped
+                await asyncio.sleep(POLL_S)
+        await cluster.close()
+
+    async def _register(self, api: Any) -> None:
+        status = {"capacity": CAPACITY, "allocatable": CAPACITY, "conditions": [_ready_condition()]}
+        try:
+            await api.create_node({"metadata": {"name": self._name}, "status": status})
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+        await api.patch_node_status(self._name, {"status": status})
+
+    async def _round(self, cluster: KubeCluster, api: Any, now: float) -> None:
+        async for page in pages(cluster, PODS, "", fields=f"spec.nodeName={self._name}"):
+            for pod in page.items:
+                await self._care(cluster, api, pod, now)
+
+    async def _care(self, cluster: KubeCluster, api: Any, pod: Raw, now: float) -> None:
+        uid, ended = pod["metadata"]["uid"], pod["status"]["phase"] in ("Succeeded", "Failed")
+        if "deletionTimestamp" in pod["metadata"]:
+            if not ended:
+                await self._patch(cluster, pod, _ended(pod, PodRun(exit_code=143, message="terminated")))
+            await self._remove(api, pod)
+        elif ended:
+            return
+        elif uid not in self._started:
+            run = self.script(*_identity(pod))
+            if run.stuck:
+                await self._patch(cluster, pod, _waiting())
+                return
+            self._started[uid] = (now, run)
+            await self._patch(cluster, pod, _running())
+        elif now - self._started[uid][0] >= self._started[uid][1].seconds:
+            await self._patch(cluster, pod, _ended(pod, self._started[uid][1]))
+
+    async def _patch(self, cluster: KubeCluster, pod: Raw, status: Raw) -> None:
+        metadata = pod["metadata"]
+        kept = [c for c in pod["status"].get("conditions", []) if c["type"] not in ("Ready", "ContainersReady")]
+        status = {**status, "conditions": [*kept, *status["conditions"]]}
+        with suppress(NotFoundError, ConflictError):
+            await cluster.merge_patch(
+                PODS, metadata["namespace"], metadata["name"], {"status": status}, subresource="status"
+            )
+
+    async def _remove(self, api: Any, pod: Raw) -> None:
+        metadata = pod["metadata"]
+        try:
+            await api.delete_namespaced_pod(metadata["name"], metadata["namespace"], grace_period_seconds=0)
+        except client.ApiException as error:
+            if error.status not in (404, 409):
+                raise
+
+
+def _identity(pod: Raw) -> tuple[StageRef, int, int]:
+    labels = pod["metadata"]["labels"]
+    ref = StageRef(kind=StageKind(labels[LABEL_STAGE]), iteration=int(labels[LABEL_ITERATION]))
+    return ref, int(labels[LABEL_ATTEMPT]), int(labels.get(LABEL_INDEX, 0))
+
+
+def _stamp() -> str:
+    return datetime.now(tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _ready_condition() -> Raw:
+    at = _stamp()
+    return {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Simulated",
+        "lastHeartbeatTime": at,
+        "lastTransitionTime": at,
+    }
+
+
+def _status(phase: str, ready: bool, state: Raw) -> Raw:
+    at = _stamp()
+    container = {
+        "name": "stage",
+        "image": "simulated",
+        "imageID": "",
+        "ready": ready,
+        "restartCount": 0,
+        "state": state,
+    }
+    text = "True" if ready else "False"
+    conditions = [{"type": kind, "status": text, "lastTransitionTime": at} for kind in ("Ready", "ContainersReady")]
+    return {"phase": phase, "startTime": at, "conditions": conditions, "containerStatuses": [container]}
+
+
+def _waiting() -> Raw:
+    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "example.org/itrain:1"'}
+    return _status("Pending", False, {"waiting": waiting})
+
+
+def _running() -> Raw:
+    return _status("Running", True, {"running": {"startedAt": _stamp()}})
+
+
+def _ended(pod: Raw, run: PodRun) -> Raw:
+    summary = TerminationSummary(
+        exit_code=run.exit_code, metrics=run.metrics, counters=run.counters, message=run.message, seconds=run.seconds
+    )
+    terminated = {
+        "exitCode": run.exit_code,
+        "reason": run.reason or ("Error" if run.exit_code else "Completed"),
+        "message": summary.to_message().decode(),
+        "startedAt": pod.get("status", {}).get("startTime") or _stamp(),
+        "finishedAt": _stamp(),
+    }
+    status = _status("Failed" if run.exit_code else "Succeeded", False, {"terminated": terminated})
+    del status["startTime"]
+    return status
