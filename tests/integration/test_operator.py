@@ -10,14 +10,15 @@ import pytest
 
 from itrain_contract.stages import StageRef
 from itrain_testing.cluster.access import Access, eventually
+from itrain_testing.cluster.controlplane import ControlPlane
 from itrain_testing.operatorprocess import OperatorProcess
 from itrain_testing.simkubelet import PodRun, SimulatedNode
 from itrain_testing.watchrun import SMALL, STAGES, WatchedRun
 
 
 @pytest.fixture(scope="module")
-def simulated_node(cluster: Access) -> Iterator[SimulatedNode]:
-    simulated = SimulatedNode(cluster.kubeconfig)
+def simulated_node(cluster: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedNode]:
+    simulated = SimulatedNode(cluster.kubeconfig, tmp_path_factory.mktemp("node"))
     simulated.start()
     yield simulated
     simulated.stop()
@@ -323,6 +324,83 @@ def test_pods_that_fit_no_node_show_the_schedulers_words_within_a_minute(
     run.apply(stages={**SMALL["stages"], "prepare": prepare})
     waiting = run.wait(reason="WaitingForNodes", message=lambda text: "Insufficient cpu" in (text or ""), timeout_s=60)
     assert "Unschedulable" in waiting["message"]
+
+
+def test_the_progress_of_a_training_is_read_from_its_log_and_seldom(
+    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess
+) -> None:
+    line = "2026-03-01T12:00:05Z INFO    itrain_pipeline.progress: 30/120 step, loss 0.41\n"
+    node.script = lambda ref, attempt, index: PodRun(seconds=10.0 if ref.kind == "warmup" else 0.2, log=line)
+    run.apply()
+    running = run.wait(stage="warmup", progress=lambda shown: bool(shown) and shown["total"] == 120)
+    assert running["progress"]["percent"] == 25
+    assert running["progress"]["text"] == "step, loss 0.41"
+    run.wait(stage=lambda now: now == "evaluate")
+    # Every two seconds of ten, and once or twice in each of the short stages before.
+    assert node.log_requests <= 9
+
+
+def test_a_job_that_its_queue_takes_the_pods_from_waits_for_quota_and_goes_on(
+    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess
+) -> None:
+    """What Kueue does: it sets `spec.suspend` of the Job, and takes it back."""
+    node.script = slow(stage="warmup")
+    run.apply(queue={"name": "v100"})
+    run.wait_for_running("warmup")
+    run.suspend_job("run-i0-warmup-a1", True)
+    waiting = run.wait(reason="WaitingForQuota")
+    quota = next(c for c in waiting["conditions"] if c["type"] == "QuotaReserved")
+    assert (waiting["phase"], quota["status"]) == ("Pending", "False")
+    node.script = lambda ref, attempt, index: PodRun()
+    run.suspend_job("run-i0-warmup-a1", False)
+    done = run.wait(phase="Succeeded")
+    assert done["retries"] == 0
+    assert run.job_names() == STAGES
+    assert operator.metrics()["itrain_quota_wait_seconds_count"] == 1
+
+
+def test_a_drained_pod_of_a_training_is_a_preemption_and_no_failure(
+    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess
+) -> None:
+    def script(ref: StageRef, attempt: int, index: int) -> PodRun:
+        return PodRun(seconds=600.0 if ref.kind == "train" and attempt == 1 else 0.2)
+
+    node.script = script
+    run.apply()
+    run.wait_for_running("train")
+    pod = run.cluster.get("pods", "-l", "itrain.dev/stage=train", namespace=run.namespace)["items"][0]
+    name = pod["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": run.namespace}}
+    path = f"/api/v1/namespaces/{run.namespace}/pods/{name}/eviction"
+    run.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+    done = run.wait(phase="Succeeded")
+    assert (done["preemptions"], done["retries"]) == (1, 0)
+
+
+def test_watches_that_are_cut_with_the_api_server_lose_nothing(
+    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    node.script = slow(6.0, stage="warmup")
+    run.apply()
+    run.wait_for_running("warmup")
+    control_plane.apiserver.kill()
+    control_plane.apiserver.start()
+    eventually(lambda: operator.leads, what="the operator leads again")
+    run.wait(phase="Succeeded", timeout_s=120)
+    assert run.job_names() == STAGES
+    assert run.status()["retries"] == 0
+
+
+def test_one_operator_for_all_namespaces(
+    run: WatchedRun, node: SimulatedNode, cluster: Access, namespace: str, tmp_path: Path
+) -> None:
+    everywhere = OperatorProcess(tmp_path, kubeconfig=cluster.kubeconfig, namespace=namespace, namespaces=[])
+    everywhere.start()
+    try:
+        run.apply()
+        run.wait(phase="Succeeded")
+    finally:
+        everywhere.stop()
 
 
 def test_a_namespace_that_is_deleted_goes_without_a_word_of_trouble(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import uuid
@@ -135,10 +136,18 @@ class FakeServer:
 class FakeCluster:
     """`Cluster` on a FakeServer."""
 
-    def __init__(self, server: FakeServer) -> None:
+    def __init__(self, server: FakeServer, rng: Random | None = None) -> None:
+        """With `rng` every request lets others go first for a while: two clients get mixed up as on a network."""
         self._server = server
+        self._rng = rng
+
+    async def _travel(self) -> None:
+        if self._rng is not None:
+            for _ in range(self._rng.randrange(6)):
+                await asyncio.sleep(0)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Raw:
+        await self._travel()
         found: Raw = self._server.serve("get", resource, name, lambda: self._one(resource, namespace, name))
         return found
 
@@ -152,6 +161,8 @@ class FakeCluster:
         limit: int = 250,
         next_page: str = "",
     ) -> Page:
+        await self._travel()
+
         def effect() -> Page:
             found = [
                 raw
@@ -169,6 +180,7 @@ class FakeCluster:
         return page
 
     async def create(self, resource: Resource, namespace: str, manifest: Raw) -> Raw:
+        await self._travel()
         assert manifest["metadata"]["namespace"] == namespace
         made: Raw = self._server.serve(
             "create", resource, manifest["metadata"]["name"], lambda: self._server.add(resource, manifest)
@@ -176,6 +188,8 @@ class FakeCluster:
         return made
 
     async def replace(self, resource: Resource, namespace: str, name: str, manifest: Raw) -> Raw:
+        await self._travel()
+
         def effect() -> Raw:
             found = self._one(resource, namespace, name)
             _check(found, manifest["metadata"])
@@ -189,6 +203,8 @@ class FakeCluster:
     async def merge_patch(
         self, resource: Resource, namespace: str, name: str, patch: Raw, *, subresource: str = ""
     ) -> Raw:
+        await self._travel()
+
         def effect() -> Raw:
             found = self._one(resource, namespace, name)
             _check(found, patch.get("metadata") or {})
@@ -201,6 +217,8 @@ class FakeCluster:
         return stored
 
     async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> Raw | None:
+        await self._travel()
+
         def effect() -> Raw | None:
             found = self._one(resource, namespace, name)
             _check(found, {"uid": uid})
@@ -215,6 +233,8 @@ class FakeCluster:
         return left
 
     async def pod_log(self, namespace: str, name: str, *, tail_lines: int, limit_bytes: int) -> str:
+        await self._travel()
+
         def effect() -> str:
             if name not in self._server.logs:
                 raise NotFoundError(f'pods "{name}" not found')

@@ -34,8 +34,12 @@ class KilledError(BaseException):
 class FakeOperator:
     """One operator after the other on one server; the world's clock is everybody's."""
 
-    def __init__(self, server: FakeServer, world: JobWorld, settings: OperatorSettings) -> None:
+    def __init__(
+        self, server: FakeServer, world: JobWorld, settings: OperatorSettings, rng: random.Random | None = None
+    ) -> None:
+        """`rng`: see FakeCluster."""
         self.server = server
+        self._rng = rng
         self.world = world
         self._settings = settings
         self.errors: list[str] = []
@@ -44,7 +48,7 @@ class FakeOperator:
 
     def kill(self) -> None:
         """A new process: empty caches, an empty queue, no memory."""
-        cluster = FakeCluster(self.server)
+        cluster = FakeCluster(self.server, self._rng)
         self.cache = Cache()
         self._heard = len(self.server.events)
         self._queue: WorkQueue[RunKey] = WorkQueue()
@@ -91,12 +95,13 @@ class FakeOperator:
 
     def _turn(self, deaf: bool) -> None:
         try:
-            asyncio.run(self._passes(deaf))
+            asyncio.run(self.passes(deaf))
         except KilledError:
             self.deaths += 1
             self.kill()
 
-    async def _passes(self, deaf: bool) -> None:
+    async def passes(self, deaf: bool = False) -> None:
+        """Passes until nothing is due."""
         if not self._listed:
             try:
                 await self._resync.once()

@@ -1,12 +1,13 @@
 """A node without a kubelet on a real API server: pods that the scheduler binds to it "run" by their status alone.
 
-Everything else is real: scheduler, Job controller, garbage collector. What a pod does is up to a script. There are no
-logs: the API server finds nobody to ask.
+Everything else is real: scheduler, Job controller, garbage collector. What a pod does, and what its log says, is up to
+a script; the API server asks this process for logs as it would ask a kubelet.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from kubernetes.aio import client
 
 from itrain_contract.names import LABEL_ATTEMPT, LABEL_ITERATION, LABEL_STAGE
@@ -24,6 +26,8 @@ from itrain_contract.stages import StageKind, StageRef
 from itrain_operator.kube import KubeCluster, load_configuration
 from itrain_operator.kubeapi import PODS, ApiError, ConflictError, NotFoundError, Raw, pages
 from itrain_operator.kubepods import LABEL_INDEX
+from itrain_testing.cluster.pki import Authority
+from itrain_testing.daemons import free_port
 
 POLL_S = 0.1
 HEARTBEAT_S = 5.0
@@ -41,6 +45,7 @@ class PodRun:
     counters: dict[str, float] = field(default_factory=dict)
     message: str = ""
     stuck: bool = False
+    log: str = ""
 
 
 PodScript = Callable[[StageRef, int, int], PodRun]
@@ -54,10 +59,17 @@ def all_done(ref: StageRef, attempt: int, index: int) -> PodRun:
 class SimulatedNode:
     """Runs in a thread of its own between `start` and `stop`. `script` may be exchanged at any time."""
 
-    def __init__(self, kubeconfig: Path, *, name: str = "simulated", script: PodScript = all_done) -> None:
+    def __init__(
+        self, kubeconfig: Path, folder: Path, *, name: str = "simulated", script: PodScript = all_done
+    ) -> None:
+        """`folder` is for the certificate of its log server."""
         self._kubeconfig = kubeconfig
         self._name = name
         self.script = script
+        self._port = free_port()
+        self._pair = Authority(folder).server(name, ["127.0.0.1"])
+        self._logs: dict[str, str] = {}
+        self.log_requests = 0
         self._stop = threading.Event()
         self._started: dict[str, tuple[float, PodRun]] = {}
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name=name, daemon=True)
@@ -80,6 +92,7 @@ class SimulatedNode:
             on_request=lambda verb, code: None,
             may_write=lambda: True,
         )
+        await self._serve_logs()
         async with client.ApiClient(configuration) as api_client:
             api = client.CoreV1Api(api_client)
             await self._register(api)
@@ -97,13 +110,33 @@ class SimulatedNode:
         await cluster.close()
 
     async def _register(self, api: Any) -> None:
-        status = {"capacity": CAPACITY, "allocatable": CAPACITY, "conditions": [_ready_condition()]}
+        status = {
+            "capacity": CAPACITY,
+            "allocatable": CAPACITY,
+            "conditions": [_ready_condition()],
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._port}},
+        }
         try:
             await api.create_node({"metadata": {"name": self._name}, "status": status})
         except client.ApiException as error:
             if error.status != 409:
                 raise
         await api.patch_node_status(self._name, {"status": status})
+
+    async def _serve_logs(self) -> None:
+        async def answer(request: web.Request) -> web.Response:
+            self.log_requests += 1
+            lines = self._logs.get(request.match_info["pod"], "").splitlines(keepends=True)
+            return web.Response(text="".join(lines[-int(request.query.get("tailLines", "1000")) :]))
+
+        application = web.Application()
+        application.router.add_get("/containerLogs/{namespace}/{pod}/{container}", answer)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._pair.certificate, self._pair.key)
+        await web.TCPSite(runner, "127.0.0.1", self._port, ssl_context=context).start()
 
     async def _round(self, cluster: KubeCluster, api: Any, now: float) -> None:
         async for page in pages(cluster, PODS, "", fields=f"spec.nodeName={self._name}"):
@@ -124,6 +157,7 @@ class SimulatedNode:
                 await self._patch(cluster, pod, _waiting())
                 return
             self._started[uid] = (now, run)
+            self._logs[pod["metadata"]["name"]] = run.log
             await self._patch(cluster, pod, _running())
         elif now - self._started[uid][0] >= self._started[uid][1].seconds:
             await self._patch(cluster, pod, _ended(pod, self._started[uid][1]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from random import Random
+
 import pytest
 
 from itrain_contract.names import Phase, Reason
@@ -17,7 +20,7 @@ from itrain_operator.kubeapi import (
     ThrottledError,
     UnavailableError,
 )
-from itrain_testing.clusterruns import jobs_made, live_jobs, run_manifest, start_run
+from itrain_testing.clusterruns import SETTINGS, jobs_made, live_jobs, run_manifest, start_run
 from itrain_testing.fakecluster import Fault, Request
 from itrain_testing.fakejobs import JobEnd
 from itrain_testing.fakeoperator import FakeOperator, KilledError
@@ -182,6 +185,38 @@ def test_a_time_out_after_the_server_carried_it_out_makes_nothing_twice() -> Non
     whole_run(operator)
     assert operator.status().phase == Phase.SUCCEEDED
     assert jobs_made(operator.server) == STAGES
+
+
+def test_two_operators_that_both_act_still_make_one_job_a_stage_and_lose_none() -> None:
+    """What the lease prevents: both plan and act on the same run, their requests mixed at random."""
+    for seed in range(8):
+        first = start_run()
+        pair = [FakeOperator(first.server, first.world, SETTINGS, Random(seed + n)) for n in (0, 1000)]
+
+        async def both(operators: list[FakeOperator] = pair) -> None:
+            await asyncio.gather(*(operator.passes() for operator in operators))
+
+        for _ in range(100):
+            asyncio.run(both())
+            if first.ended():
+                break
+            first.world.tick()
+            assert len(live_jobs(first.server)) <= 1, f"seed {seed}"
+        assert first.status().phase == Phase.SUCCEEDED, f"seed {seed}"
+        assert jobs_made(first.server) == STAGES, f"seed {seed}"
+        assert [str(r.ref) for r in first.status().completed] == STAGE_REFS
+
+
+STAGE_REFS = [
+    "i0/prepare",
+    "i0/warmup",
+    "i0/evaluate",
+    "i1/score",
+    "i1/rollout",
+    "i1/train",
+    "i1/evaluate",
+    "i0/export",
+]
 
 
 def test_a_refused_creation_shows_the_servers_message_in_status_and_event_and_is_tried_again() -> None:
