@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from itrain_contract.layout import RESULT_FILE, shard_prefix
@@ -24,6 +25,9 @@ from itrain_pipeline.upstream import StoreUpstream, parse_result, run_results
 
 RUN_FOLDER = re.compile(r"/[a-z][-a-z0-9]*-[A-Za-z0-9]{1,8}/$")
 """`<run>-<uid8>/` at the end of a run's root: what `purge` dares to delete."""
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""Of the NVIDIA driver, and of its bridge under WSL."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +73,18 @@ def load_stage(kind: StageKind) -> StageFunction:
     return function
 
 
+def spare_the_compiler(environ: MutableMapping[str, str], devices: Sequence[str] = GPU_DEVICES) -> None:
+    """Tell torch that nothing will be compiled where there is no GPU.
+
+    It must stand in the environment before bitsandbytes is imported (by peft, in every stage that loads a model), which
+    otherwise loads torch's whole compiler, 2 s of every process, and at its first use on a CPU looks for g++.
+    """
+    if not any(Path(device).exists() for device in devices):
+        environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
 def _stage(arguments: argparse.Namespace) -> int:
+    spare_the_compiler(os.environ)
     stop = StopFlag()
     stop.install()
     return run_stage(

@@ -13,6 +13,7 @@ import pytest
 
 from itrain_contract.stageio import StageInput
 from itrain_contract.stages import StageKind
+from itrain_pipeline.__main__ import spare_the_compiler
 from itrain_pipeline.ports import Ports, StageOutput
 from itrain_pipeline.store import open_store
 from itrain_testing.fakestage import World
@@ -38,6 +39,30 @@ sys.exit(f"imported too early: {sorted(heavy)}" if heavy else 0)
 def test_the_command_line_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+WITHOUT_COMPILER = """
+import os, sys
+from itrain_pipeline.__main__ import spare_the_compiler
+spare_the_compiler(os.environ, ())
+import peft
+sys.exit("torch's compiler was loaded" if "torch._inductor.compile_fx" in sys.modules else 0)
+"""
+
+
+def test_without_a_gpu_no_stage_loads_the_compiler() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_COMPILER]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_with_a_gpu_and_where_the_user_decides_the_compiler_stays(tmp_path: Path) -> None:
+    with_gpu: dict[str, str] = {}
+    spare_the_compiler(with_gpu, [str(tmp_path)])
+    assert with_gpu == {}
+    decided = {"TORCHDYNAMO_DISABLE": "0"}
+    spare_the_compiler(decided, ())
+    assert decided == {"TORCHDYNAMO_DISABLE": "0"}
 
 
 def test_the_help_names_every_stage() -> None:
@@ -75,6 +100,7 @@ import os, sys, time
 from pathlib import Path
 from itrain_contract.stageio import StageInput
 from itrain_contract.stages import StageKind
+from itrain_pipeline.__main__ import spare_the_compiler
 from itrain_pipeline.ports import Ports, StageOutput
 from itrain_pipeline.errors import Interrupted
 from itrain_pipeline.runtime import Process, configure_logging, run_stage
