@@ -92,7 +92,8 @@ class Reconciler:
                 raise
             return TERMINATING_AGAIN_S
         except ConflictError:
-            return await self._read_again(record)
+            await self._refresh(record)  # the cache is behind: with the run its Jobs may be
+            return 0.0
 
     async def _pass(self, record: RunRecord) -> float | None:
         try:
@@ -194,15 +195,6 @@ class Reconciler:
             return
         self._cache.put_run(stored)
         self._on_written(old, new)
-
-    async def _read_again(self, record: RunRecord) -> float | None:
-        """After a conflict: what is on the server now, for a pass at once."""
-        key = record.key
-        try:
-            self._cache.put_run(await self._cluster.get(RUNS, key.namespace, key.name))
-        except NotFoundError:
-            self._cache.forget_run(key, record.uid)
-        return 0.0
 
     def _wake(self, record: RunRecord, run: Run, made: Plan) -> float | None:
         """The earliest reason to look again."""
