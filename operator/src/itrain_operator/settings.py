@@ -146,33 +146,37 @@ GKE_ACCELERATOR = "cloud.google.com/gke-accelerator"
 OLD_FAMILIES = ["kepler", "maxwell", "pascal", "volta"]
 GPU_TOLERATION = Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
 
-VOLTA = PoolPreset(
-    applies_to="gpuPods",
-    tolerations=[GPU_TOLERATION],
-    affinity=_required(
+
+class VoltaPreset(PoolPreset):
+    """Nodes with V100 GPUs."""
+
+    applies_to: Literal["gpuPods", "allPods"] = "gpuPods"
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = [GPU_TOLERATION]
+    affinity: Affinity | None = _required(
         _term((GPU_FAMILY, "In", ["volta"])),
         _term(("nvidia.com/gpu.compute.major", "In", ["7"]), ("nvidia.com/gpu.compute.minor", "In", ["0"])),
         _term((GKE_ACCELERATOR, "In", ["nvidia-tesla-v100"])),
-    ),
-)
-CURRENT = PoolPreset(
-    applies_to="gpuPods",
-    tolerations=[GPU_TOLERATION],
-    # Absent labels match NotIn: nodes whose GPUs nobody labelled are allowed.
-    affinity=_required(
+    )
+
+
+class CurrentPreset(PoolPreset):
+    """Nodes with GPUs from Turing on. Absent labels match NotIn: nodes that nobody labelled are allowed."""
+
+    applies_to: Literal["gpuPods", "allPods"] = "gpuPods"
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = [GPU_TOLERATION]
+    affinity: Affinity | None = _required(
         _term(
             (GPU_FAMILY, "NotIn", OLD_FAMILIES),
             (GKE_ACCELERATOR, "NotIn", [f"nvidia-tesla-{model}" for model in ("k80", "p4", "p100", "v100")]),
         )
-    ),
-)
+    )
 
 
 class Pools(SpecModel):
     """The presets of the node pools."""
 
-    volta: PoolPreset = VOLTA
-    current: PoolPreset = CURRENT
+    volta: VoltaPreset = VoltaPreset()
+    current: CurrentPreset = CurrentPreset()
     cpu: PoolPreset = PoolPreset()
 
     def pool(self, pool: Pool) -> PoolPreset:
