@@ -71,8 +71,9 @@ verify: generate ## generate, format, lint, types, import contracts; then no dif
 	@git diff --exit-code --stat -- crds docs charts || { echo "make verify: generated files changed; commit them"; exit 1; }
 
 .PHONY: generate
-generate: $(STAMP) ## the CRD and the field reference from the contract's types
+generate: $(STAMP) ## the CRD and the field references from the types
 	@$(PY) -m itrain_contract.crdgen
+	@$(PY) -m itrain_operator.settingsdoc
 
 .PHONY: format
 format: $(STAMP) ## format and mend what ruff can

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from itrain_contract.base import SpecModel
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.status import ITrainRunStatus
 from itrain_contract.structural import structural_schema
@@ -19,21 +20,29 @@ not marked *required* are optional. Method fields carry the values of the paper 
 """
 
 
+LONGEST_DEFAULT = 160
+
+
 def reference_page() -> str:
     """The whole page as Markdown."""
     parts = [INTRO]
     for title, prefix, model in (("spec", "spec", ITrainRunSpec), ("status", "status", ITrainRunStatus)):
-        parts.append(f"\n## {title}\n\n| field | type | default | meaning |\n|---|---|---|---|\n")
-        parts.extend(_row(path, schema, required) for path, schema, required in _walk(prefix, structural_schema(model)))
+        parts.append(f"\n## {title}\n\n{field_table(prefix, model)}")
     parts.append("\n## Rules across fields\n\n")
     parts.extend(f"- `{path}`: {rule}\n" for path, rule in _rules("spec", structural_schema(ITrainRunSpec)))
     return "".join(parts)
 
 
+def field_table(prefix: str, model: type[SpecModel], leave_out: Callable[[str], bool] = lambda path: False) -> str:
+    """A Markdown table of every field below a model; `leave_out` tells of a path whether it stays out."""
+    fields = [field for field in _walk(prefix, structural_schema(model)) if not leave_out(field[0])]
+    return "| field | type | default | meaning |\n|---|---|---|---|\n" + "".join(_row(*field) for field in fields)
+
+
 def _walk(prefix: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], bool]]:
     required = set(schema.get("required", ()))
     for name, below in schema.get("properties", {}).items():
-        path = f"{prefix}.{name}"
+        path = f"{prefix}.{name}" if prefix else name
         yield path, below, name in required
         yield from _walk(path, below)
         if "items" in below:
@@ -50,6 +59,7 @@ def _rules(prefix: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _row(path: str, schema: dict[str, Any], required: bool) -> str:
     default = schema.get("default")
     shown = "*required*" if required else ("" if default is None else f"`{json.dumps(default)}`")
+    shown = shown if len(shown) <= LONGEST_DEFAULT else "a preset"
     meaning = str(schema.get("description", "")).replace("|", "\\|")
     return f"| `{path}` | {_type(schema)} | {shown} | {meaning} |\n"
 

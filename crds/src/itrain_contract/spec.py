@@ -28,6 +28,7 @@ class ModelSpec(SpecModel):
     revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
     """Branch, tag or commit; resolved to a commit once, by prepare."""
     secret_ref: SecretRef | None = None
+    """HF_TOKEN (and HF_ENDPOINT), or the AWS names of the storage's Secret; only prepare reads it."""
     cache: CacheVolume | None = None
     trust_remote_code: bool = False
 
@@ -36,6 +37,7 @@ class DataSource(SpecModel):
     uri: Uri
     format: DataFormat = "toolace"
     secret_ref: SecretRef | None = None
+    """As the model's, for this source alone; without one the storage's credentials read it."""
 
 
 class DataSpec(DataSource):

@@ -185,6 +185,7 @@ class RolloutStage(ShardedStage):
 class TrainStage(Stage):
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
     nodes: Annotated[int, Field(ge=1, le=512)] = 1
+    """Pods that train together, each with `gpus` GPUs; more than one in a cluster only."""
     processes_per_node: Annotated[int, Field(ge=0, le=64)] = 0
     """0: one per GPU, or one on a machine without."""
     deepspeed: Literal["none", "zero2", "zero3"] = "zero2"

@@ -147,6 +147,8 @@ def default_of(field: FieldInfo) -> Any:
         if every_field_has_one and value == type(value)():
             return {}
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if isinstance(value, list):
+        return [v.model_dump(mode="json", by_alias=True, exclude_none=True) if is_model(type(v)) else v for v in value]
     return getattr(value, "value", value)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from itrain_contract.loading import SpecError
 from itrain_operator.settings import OperatorSettings
+from itrain_operator.settingsdoc import PAGE, settings_page
 from itrain_operator.settingsfile import ENV_CONFIG, load_settings, override_names, parse_settings
 
 
@@ -104,3 +105,8 @@ def test_every_scalar_has_one_variable_and_none_is_a_stage_processes() -> None:
     assert len(found) == len(set(found))
     own = {value for name, value in inspect.getmembers(__import__("itrain_contract.names").names) if name[:4] == "ENV_"}
     assert own.isdisjoint(found)
+
+
+def test_the_reference_of_the_settings_is_fresh() -> None:
+    page = Path(__file__).parents[3] / PAGE
+    assert page.read_text(encoding="utf-8") == settings_page(), "run make generate"
