@@ -19,6 +19,10 @@ from itrain_operator.settings import OperatorSettings
 BACKOFFS_S = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
 
 
+IDLE_S = 0.1
+"""How long kopf keeps a task for an object that is silent: its handlers only enqueue."""
+
+
 class CappedBackoffs:
     """Delays between tries of a request, for ever: an API server that is away for an hour comes back."""
 
@@ -36,6 +40,7 @@ def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> None:
     settings.networking.request_timeout = ours.request_timeout_seconds
     settings.networking.error_backoffs = CappedBackoffs()
     settings.watching.chunk_size = PAGE_SIZE
+    settings.queueing.idle_timeout = IDLE_S
     settings.watching.label_selectors["batch", "v1", "jobs"] = LABEL_RUN
 
 

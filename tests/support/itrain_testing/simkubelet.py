@@ -92,7 +92,7 @@ class SimulatedNode:
             on_request=lambda verb, code: None,
             may_write=lambda: True,
         )
-        await self._serve_logs()
+        logs = await self._serve_logs()
         async with client.ApiClient(configuration) as api_client:
             api = client.CoreV1Api(api_client)
             await self._register(api)
@@ -108,6 +108,7 @@ class SimulatedNode:
                     await asyncio.sleep(1.0)  # an API server that a test stopped
                 await asyncio.sleep(POLL_S)
         await cluster.close()
+        await logs.cleanup()
 
     async def _register(self, api: Any) -> None:
         status = {
@@ -124,7 +125,7 @@ class SimulatedNode:
                 raise
         await api.patch_node_status(self._name, {"status": status})
 
-    async def _serve_logs(self) -> None:
+    async def _serve_logs(self) -> web.AppRunner:
         async def answer(request: web.Request) -> web.Response:
             self.log_requests += 1
             lines = self._logs.get(request.match_info["pod"], "").splitlines(keepends=True)
@@ -132,11 +133,12 @@ class SimulatedNode:
 
         application = web.Application()
         application.router.add_get("/containerLogs/{namespace}/{pod}/{container}", answer)
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self._pair.certificate, self._pair.key)
         await web.TCPSite(runner, "127.0.0.1", self._port, ssl_context=context).start()
+        return runner
 
     async def _round(self, cluster: KubeCluster, api: Any, now: float) -> None:
         async for page in pages(cluster, PODS, "", fields=f"spec.nodeName={self._name}"):

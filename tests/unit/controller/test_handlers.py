@@ -35,6 +35,7 @@ def test_kopf_posts_no_events_joins_no_peering_and_keeps_its_watchdog() -> None:
     assert settings.networking.request_timeout == 30
     assert settings.watching.inactivity_timeout == kopf.OperatorSettings().watching.inactivity_timeout
     assert settings.scanning.disabled is False
+    assert settings.queueing.idle_timeout < 1
 
 
 def test_in_given_namespaces_nothing_is_scanned() -> None:
