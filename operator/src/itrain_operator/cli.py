@@ -1,15 +1,14 @@
 """The `itrain` command. Parsing, printing and exit codes only; the work is in the modules it calls.
 
-Exit codes: 0 done, 2 wrong usage, 64 configuration, 65 data, 70 permanent failure, 75 retries exhausted or another
-`itrain` works on the run, 130 or 143 interrupted (the same command continues).
+Exit codes: 0 done, 2 wrong usage, 64 configuration, 65 data, 70 permanent failure, 75 retries exhausted, another
+`itrain` works on the run, or the API server is away, 124 a wait timed out, 130 or 143 interrupted (the same command
+continues).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from enum import StrEnum
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,18 @@ from rich.table import Table
 from itrain_contract.loading import SpecError, load_run
 from itrain_contract.names import ExitCode
 from itrain_contract.stages import EXPORT
+from itrain_operator.cli_cluster import runs
+from itrain_operator.cli_options import (
+    PLAIN_WIDTH,
+    PLUGIN,
+    FileArgument,
+    FilesArgument,
+    Output,
+    OutputOption,
+    say,
+    say_json,
+)
+from itrain_operator.clusteraccess import ClusterError
 from itrain_operator.estimate import Estimate, estimate
 from itrain_operator.localstate import LocalRunError, LockedError
 from itrain_operator.render import write
@@ -28,37 +39,15 @@ from itrain_operator.render import write
 app = typer.Typer(
     name="itrain",
     help="Iterative post-training of tool-calling models: one ITrainRun, on a cluster or on this machine.",
-    epilog="Exit codes: 0 done, 2 usage, 64 configuration, 65 data, 70 permanent failure, 75 retries exhausted or "
-    "busy, 130/143 interrupted (the same command continues).",
+    epilog="A state folder that exists (DIR, or NAME in .itrain/) is a run on this machine, any other NAME one in the "
+    "cluster; --local, -n, --context and --kubeconfig say which. Exit codes: 0 done, 2 usage, 64 configuration, "
+    "65 data, 70 permanent failure, 75 retries exhausted, busy or API server away, 124 wait timed out, 130/143 "
+    "interrupted (the same command continues).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class Output(StrEnum):
-    TEXT = "text"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("-o", "--output", help="text, or json for programs")]
-RunArgument = Annotated[
-    str | None, typer.Argument(metavar="[DIR|NAME]", help="a state folder or a name in .itrain/; default: the latest")
-]
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a YAML file with one ITrainRun")]
-
-
-PLAIN_WIDTH = 140
-"""Columns of a table that does not go to a terminal."""
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def say_json(value: object) -> None:
-    say(json.dumps(value, indent=1, default=str))
 
 
 @app.command()
@@ -81,7 +70,7 @@ def run(
 ) -> None:
     """Run FILE until it ends; called again, it continues where it stopped."""
     if not local:
-        raise LocalRunError("running on a cluster needs the operator and `kubectl apply`; on this machine: add --local")
+        raise LocalRunError(f"on a cluster: itrain submit {file}; on this machine: add --local")
     from itrain_operator.cli_local import RunOptions, run_locally  # only here: the other commands stay quick
 
     options = RunOptions(
@@ -99,7 +88,7 @@ def run(
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="YAML files, one ITrainRun each")],
+    files: FilesArgument,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Check files: one line for each problem, with field, value, what is allowed, and the remedy."""
@@ -197,45 +186,7 @@ def _estimate_json(name: str, made: Estimate) -> dict[str, Any]:
     }
 
 
-@app.command()
-def status(run: RunArgument = None, output: OutputOption = Output.TEXT) -> None:
-    """Where a local run is: its stages, the learning curve, and whether an `itrain` works on it."""
-    from itrain_operator.cli_inspect import show_status
-
-    show_status(run, as_json=output == Output.JSON)
-
-
-@app.command()
-def logs(
-    run: RunArgument = None,
-    stage: Annotated[str | None, typer.Option(help="only this stage, as in rollout or i2/rollout")] = None,
-    shard: Annotated[int | None, typer.Option(help="only this shard")] = None,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="last lines of each log")] = 40,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="keep printing until the run's process ends")] = False,
-) -> None:
-    """The output of a local run's processes; without options, that of the newest stage."""
-    from itrain_operator.cli_inspect import show_logs
-
-    show_logs(run, stage=stage, shard=shard, lines=lines, follow=follow)
-
-
-@app.command()
-def report(
-    run: RunArgument = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="where to write the HTML")] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
-    """Write the HTML report of a run from the results it has so far."""
-    from itrain_operator.cli_inspect import make_report
-
-    path = make_report(run, out=out, environ=os.environ)
-    if output == Output.JSON:
-        say_json({"report": str(path)})
-    else:
-        say(str(path))
-    if open_it:
-        typer.launch(path.resolve().as_uri())
+app.add_typer(runs)
 
 
 @app.command()
@@ -248,16 +199,23 @@ def version(output: OutputOption = Output.TEXT) -> None:
         say(f"itrain {versions['itrain']}")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def kubectl_main() -> None:
+    """`kubectl itrain …`: the same commands, about the cluster unless --local is given."""
+    main(prog_name=PLUGIN)
+
+
+def main(arguments: list[str] | None = None, prog_name: str | None = None) -> None:
     """The console script: every foreseen error becomes one line and an exit code; always raises SystemExit."""
     try:
-        app(arguments)
+        app(arguments, prog_name=prog_name, obj=prog_name)
     except SpecError as error:
         _fail(str(error), ExitCode.CONFIG)
     except LockedError as error:
         _fail(str(error), ExitCode.RETRYABLE)
     except LocalRunError as error:
         _fail(str(error), ExitCode.CONFIG)
+    except ClusterError as error:
+        _fail(str(error), error.code)
     except OSError as error:
         _fail(f"{error.filename or 'input'}: {error.strerror or error}", ExitCode.CONFIG)
 

@@ -32,9 +32,8 @@ FOLLOW_S = 0.5
 def find_folder(named: str | None) -> StateFolder:
     """A state folder by path, by name in `.itrain/`, or the one used last; LocalRunError when there is none."""
     if named is not None:
-        for path in (Path(named), RUNS / named):
-            if StateFolder(path).exists:
-                return StateFolder(path)
+        for folder in folders_named(named):
+            return folder
         raise LocalRunError(f"no run in {named} nor in {RUNS / named}: give the folder of `itrain run --dir`")
     found = sorted(RUNS.glob("*/run.json"), key=lambda p: p.parent.stat().st_mtime)
     if not found:
@@ -42,8 +41,13 @@ def find_folder(named: str | None) -> StateFolder:
     return StateFolder(found[-1].parent)
 
 
-def show_status(named: str | None, *, as_json: bool) -> None:
-    folder = find_folder(named)
+def folders_named(named: str) -> list[StateFolder]:
+    """Every state folder that a name may mean."""
+    paths = {path.resolve(): path for path in (RUNS / named, Path(named)) if StateFolder(path).exists}
+    return [StateFolder(path) for path in reversed(paths.values())]
+
+
+def show_status(folder: StateFolder, *, as_json: bool) -> None:
     stored, status = folder.run(), folder.status()
     figures = finished_figures(folder, stored.name, status, {})
     curve = points(figures.values(), warmed_up=warmed_up(figures))
@@ -101,8 +105,9 @@ def _views(folder: StateFolder, running: bool) -> list[JobView]:
     return views
 
 
-def show_logs(named: str | None, *, stage: str | None, shard: int | None, lines: int, follow: bool) -> None:
-    folder = find_folder(named)
+def show_logs(
+    folder: StateFolder, *, stage: str | None, shard: int | None, lines: int, follow: bool, as_json: bool = False
+) -> None:
     jobs = [job for job in folder.jobs() if stage is None or stage_matches(job.stage_input(), stage)]
     if not jobs:
         raise LocalRunError(f"{folder.path} has no log" + (f" of stage {stage}" if stage else " yet"))
@@ -111,13 +116,22 @@ def show_logs(named: str | None, *, stage: str | None, shard: int | None, lines:
     if not logs:
         raise LocalRunError(f"{newest.path} has no log" + ("" if shard is None else f" of shard {shard}"))
     for log in logs:
-        if len(logs) > 1:
+        if len(logs) > 1 and not as_json:
             sys.stdout.write(f"==> {log} <==\n")
         text = log.read_text(errors="replace").splitlines(keepends=True)
-        sys.stdout.write("".join(text[-lines:]))
+        _write_log(log, "".join(text[-lines:]), as_json=as_json)
     sys.stdout.flush()
     if follow:
-        _follow(folder, logs)
+        _follow(folder, logs, as_json=as_json)
+
+
+def _write_log(log: Path, text: str, *, as_json: bool) -> None:
+    if not as_json:
+        sys.stdout.write(text)
+        return
+    shard = int(log.stem.removeprefix("shard-"))
+    for line in text.splitlines():
+        sys.stdout.write(json.dumps({"log": str(log), "shard": shard, "line": line}) + "\n")
 
 
 def stage_matches(stage_input: StageInput, wanted: str) -> bool:
@@ -130,8 +144,8 @@ def _logs(job: JobFolder, shard: int | None) -> list[Path]:
     return [path for path in found if shard is None or path == job.log(shard)]
 
 
-def _follow(folder: StateFolder, logs: list[Path]) -> None:
-    """Print what is appended until no `itrain` works on the run."""
+def _follow(folder: StateFolder, logs: list[Path], *, as_json: bool) -> None:
+    """Print the lines that are appended until no `itrain` works on the run."""
     at = {log: log.stat().st_size for log in logs}
     working = True
     while working:
@@ -139,21 +153,37 @@ def _follow(folder: StateFolder, logs: list[Path]) -> None:
         for log in logs:
             with log.open("rb") as data:
                 data.seek(at[log])
-                sys.stdout.write(data.read().decode(errors="replace"))
-                at[log] = data.tell()
+                new = data.read()
+                whole = new[: new.rfind(b"\n") + 1] if working else new
+                _write_log(log, whole.decode(errors="replace"), as_json=as_json)
+                at[log] += len(whole)
         sys.stdout.flush()
         if working:
             time.sleep(FOLLOW_S)
 
 
-def make_report(named: str | None, *, out: Path | None, environ: Mapping[str, str]) -> Path:
-    """The report of the results so far, written by the pipeline, which alone reads storage."""
-    folder = find_folder(named)
+def artifacts_root(folder: StateFolder) -> str:
     stored = folder.run()
-    root = RunLayout(storage=storage_root(stored.spec, folder.path), name=stored.name, uid=stored.uid).root
+    return RunLayout(storage=storage_root(stored.spec, folder.path), name=stored.name, uid=stored.uid).root
+
+
+def make_report(folder: StateFolder, *, out: Path | None, environ: Mapping[str, str]) -> Path:
+    """The report of the results so far, written by the pipeline, which alone reads storage."""
+    root = artifacts_root(folder)
     place = out or folder.path / "report.html"
     try:
         run_pipeline(["report", "--run-root", root, "--out", str(place)], environ)
     except LocalRunError as error:
         raise LocalRunError(f"the report of {root} cannot be made: {error}") from error
     return place
+
+
+def purge_run(folder: StateFolder, environ: Mapping[str, str]) -> None:
+    """Delete the run's artifacts, then what the state folder knows of it. Raises LocalRunError, LockedError."""
+    with folder.lock():
+        root = artifacts_root(folder)
+        try:
+            run_pipeline(["purge", "--run-root", root], environ)
+        except LocalRunError as error:
+            raise LocalRunError(f"the artifacts in {root} cannot be deleted: {error}") from error
+        folder.clear()

@@ -1,4 +1,4 @@
-"""Where a local run is shown while it runs: a live screen on a terminal, plain lines elsewhere."""
+"""Where a run is shown while it runs: a live screen on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Display(Protocol):
 class LiveDisplay:
     """The stage list, redrawn in place; warnings scroll above it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, hint: str = HINT) -> None:
         self._console = console
+        self._hint = hint
         self._spinner = Spinner("dots", style="cyan")
         self._live = LiveScreen(console=console, auto_refresh=False, transient=False, redirect_stderr=False)
         self._last: tuple[View, bool] | None = None
@@ -66,7 +67,7 @@ class LiveDisplay:
     def animate(self) -> None:
         if self._last is not None:
             view, stopping = self._last
-            self._draw(view, hint=HINT_STOPPING if stopping else HINT)
+            self._draw(view, hint=HINT_STOPPING if stopping else self._hint)
 
     def _draw(self, view: View, hint: str) -> None:
         size = self._console.size

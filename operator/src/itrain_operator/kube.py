@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,8 +187,8 @@ class KubeCluster:
         path = resource.path(namespace, name)
         return await self._json("PATCH", resource, path, query=query, body=manifest, content=APPLY)
 
-    async def lines(self, path: str, *, query: Sequence[tuple[str, str]], silence_s: float) -> AsyncIterator[str]:
-        """The lines of an answer without end (a watch, a followed log). Raises ApiError, also after `silence_s` of none."""
+    async def lines(self, path: str, *, query: Sequence[tuple[str, str]], silence_s: float) -> AsyncGenerator[str]:
+        """The lines of an answer without end: a watch, a followed log. Raises ApiError, also after a long silence."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._call("GET", path, query=query, timeout=aiohttp.ClientTimeout(total=None))
