@@ -27,10 +27,6 @@ from itrain_operator.manifests import ManifestError, build_children, children_na
 from itrain_operator.observed import Refusal, Run
 from itrain_operator.settings import OperatorSettings
 
-REFUSED_AGAIN_S = 60.0
-FORMER_AGAIN_S = 5.0
-"""Garbage of a deleted run goes by itself, and soon."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
@@ -44,7 +40,8 @@ class NotMade:
     """The server refused, or something else bears the name."""
 
     refusal: Refusal
-    again_s: float = REFUSED_AGAIN_S
+    former: bool = False
+    """What bears the name is garbage of a deleted run: it goes by itself, and soon."""
 
 
 class ChildKeeper:
@@ -66,7 +63,7 @@ class ChildKeeper:
             for resource, manifest in ((CONFIG_MAPS, children.config_map), (SERVICES, children.service)):
                 blocked = await self._create_or_keep(resource, manifest, run) if manifest is not None else None
                 if blocked is not None:
-                    return _not_made(action, blocked.message, again_s=blocked.again_s)
+                    return _not_made(action, blocked.message, former=blocked.former)
             made = await self._cluster.create(JOBS, run.namespace, children.job)
         except ManifestError as error:
             return _not_made(action, str(error))
@@ -92,7 +89,7 @@ class ChildKeeper:
         if _owner(found) != run.uid:
             what = f"{manifest['kind']} {name}"
             if _owner(found):
-                return _Blocked(f"{what} of a deleted run with the same name is still there", FORMER_AGAIN_S)
+                return _Blocked(f"{what} of a deleted run with the same name is still there", former=True)
             return _Blocked(f"{what} exists and does not belong to this run: delete it, or name the run differently")
         if found.get("data") == manifest.get("data") and "deletionTimestamp" not in metadata:
             return None
@@ -132,12 +129,12 @@ class _Blocked:
     """Why a name cannot be used."""
 
     message: str
-    again_s: float = REFUSED_AGAIN_S
+    former: bool = False
 
 
-def _not_made(action: EnsureJob, message: str, *, forbidden: bool = False, again_s: float = REFUSED_AGAIN_S) -> NotMade:
+def _not_made(action: EnsureJob, message: str, *, forbidden: bool = False, former: bool = False) -> NotMade:
     refusal = Refusal(job_name=action.job_name, forbidden=forbidden, message=message)
-    return NotMade(refusal=refusal, again_s=again_s)
+    return NotMade(refusal=refusal, former=former)
 
 
 def _owner(raw: Raw) -> str:

@@ -25,13 +25,15 @@ from itrain_operator.kubedetails import Inspector
 from itrain_operator.kubeobserve import NO_DETAILS, JobRecord, job_view
 from itrain_operator.kuberun import read_run, read_status, status_patch
 from itrain_operator.machine import invalid_spec_status, plan
-from itrain_operator.observed import JobState, Observed, Refusal, Run
+from itrain_operator.observed import JobState, JobView, Observed, Refusal, Run
 from itrain_operator.sequence import current_ref
 
 log = logging.getLogger(__name__)
 
 SETTLE_S = 2.0
 """A Job just made is left to start for so long: that it waits is no news before that, and not worth a status write."""
+REFUSED_AGAIN_S = 60.0
+FORMER_AGAIN_S = 5.0
 TERMINATING_AGAIN_S = 60.0
 
 OnWritten = Callable[[ITrainRunStatus, ITrainRunStatus], None]
@@ -40,11 +42,18 @@ OnWritten = Callable[[ITrainRunStatus, ITrainRunStatus], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Held:
-    """A refused creation; it is not tried again before `until`, unless the spec was edited."""
+    """A creation that came to nothing; it is not tried again before `until`, unless the spec was edited."""
 
-    refusal: Refusal
+    refusal: Refusal | None
+    former: JobView | None
+    """Stands for whatever else of a deleted run still bears the name: to be waited for as its Job would be."""
     generation: int
     until: float
+
+    def show(self, observed: Observed) -> Observed:
+        """What was observed, with this."""
+        jobs = (*observed.jobs, self.former) if self.former is not None else observed.jobs
+        return replace(observed, jobs=jobs, refusal=self.refusal)
 
 
 class Reconciler:
@@ -114,8 +123,6 @@ class Reconciler:
                 await self._children.delete(run, action)
         if ensured is not None and observed.refusal is None:
             made = await self._create(run, ensured, observed, made)
-        if ensured is None:
-            self._held.pop(record.key, None)
         await self._write(record, run.status, made.status)
         for action in made.actions:
             if isinstance(action, Emit):
@@ -131,9 +138,13 @@ class Reconciler:
             details = await self._inspector.details(job) if looked_at else NO_DETAILS
             views.append(job_view(job, run_uid=run.uid, ref=current_ref(run.status) or PREPARE, details=details))
         self._remember(key, current)
+        observed = Observed(jobs=tuple(views))
         held = self._held.get(key)
-        active = held is not None and held.generation == run.generation and self._clock() < held.until
-        observed = Observed(jobs=tuple(views), refusal=held.refusal if held is not None and active else None)
+        if held is not None and (held.generation != run.generation or self._clock() >= held.until):
+            held = None
+            del self._held[key]
+        if held is not None:
+            observed = held.show(observed)
         made = plan(run, observed, self._now())
         adopted = next((job for job in self._cache.jobs(key) if job.name == current and job.template_hash), None)
         return observed, _with_hash(made, adopted)
@@ -143,14 +154,30 @@ class Reconciler:
         key = RunKey(namespace=run.namespace, name=run.name)
         outcome = await self._children.create(run, action)
         if isinstance(outcome, NotMade):
-            until = self._clock() + outcome.again_s
-            self._held[key] = _Held(refusal=outcome.refusal, generation=run.generation, until=until)
+            held = self._held[key] = self._hold(run, action, outcome)
             log.warning("run %s: %s was not created: %s", key, action.job_name, outcome.refusal.message)
-            return plan(run, replace(observed, refusal=outcome.refusal), self._now())
+            return plan(run, held.show(observed), self._now())
         self._held.pop(key, None)
         self._made[key] = (action.job_name, self._clock())
         log.info("run %s: created %s", key, action.job_name)
         return replace(made, status=made.status.model_copy(update={"template_hash": outcome.template_hash}))
+
+    def _hold(self, run: Run, action: EnsureJob, outcome: NotMade) -> _Held:
+        former = JobView(
+            name=action.job_name,
+            uid="",
+            ref=action.ref,
+            attempt=action.attempt,
+            state=JobState.DELETING,
+            former_run=True,
+        )
+        again_s = FORMER_AGAIN_S if outcome.former else REFUSED_AGAIN_S
+        return _Held(
+            refusal=None if outcome.former else outcome.refusal,
+            former=former if outcome.former else None,
+            generation=run.generation,
+            until=self._clock() + again_s,
+        )
 
     async def _refresh(self, record: RunRecord) -> RunRecord | None:
         """The run and its Jobs as they are on the server: nothing is made on the word of a cache.

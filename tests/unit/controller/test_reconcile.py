@@ -276,12 +276,28 @@ def test_a_run_deleted_and_applied_again_waits_for_the_former_runs_job() -> None
     operator.server.remove(RUNS, old)
     operator.server.add(RUNS, run_manifest())
     operator.live(0)
-    assert operator.status().reason in (Reason.WAITING_FOR_CLEANUP, Reason.CREATE_REJECTED)
+    assert operator.status().reason == Reason.WAITING_FOR_CLEANUP
     assert len(jobs_made(operator.server)) == 1
     whole_run(operator)
     assert operator.status().phase == Phase.SUCCEEDED
     owners = {job["metadata"]["ownerReferences"][0]["uid"] for job in operator.server.all(JOBS)}
     assert owners == {operator.run()["metadata"]["uid"]}
+
+
+def test_a_config_map_of_a_former_run_is_waited_for_and_is_no_trouble() -> None:
+    operator = start_run()
+    operator.live(2)
+    operator.server.remove(RUNS, operator.run())
+    job = operator.server.find(JOBS, "team", "run-i0-prepare-a1")
+    assert job is not None
+    operator.server.remove(JOBS, job)
+    operator.server.add(RUNS, run_manifest())
+    operator.live(0)
+    status = operator.status()
+    assert status.reason == Reason.WAITING_FOR_CLEANUP
+    assert not [c.type for c in status.conditions if c.type == "Stalled" and c.status == "True"]
+    whole_run(operator)
+    assert operator.status().phase == Phase.SUCCEEDED
 
 
 def test_nothing_is_made_for_a_run_that_is_being_deleted() -> None:
