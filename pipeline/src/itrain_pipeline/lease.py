@@ -78,3 +78,19 @@ class Lease:
 
     def _write(self) -> None:
         self._store.put_bytes(json.dumps(asdict(self._mine)).encode(), self._uri)
+
+
+class FollowedLease(Lease):
+    """The lease as another node of the same attempt sees it: node 0's to take, and lost to later attempts only."""
+
+    def acquire(self) -> None:
+        self.check(force=True)
+
+    def check(self, *, force: bool = False) -> None:
+        now = self._clock()
+        if not force and now - self._checked_at < CHECK_INTERVAL_S:
+            return
+        held = self._read()
+        if held is not None and held.attempt > self._mine.attempt:
+            raise self._lost(held)
+        self._checked_at = now

@@ -13,6 +13,10 @@ from typing import Literal, Protocol
 
 from itrain_contract.stageio import ArtifactRef, StageResult
 from itrain_contract.stages import StageKind
+from itrain_contract.template import SecretRef
+from itrain_pipeline.errors import ConfigError
+
+REMOTE = ("hf://", "s3://")
 
 
 class Store(Protocol):
@@ -165,6 +169,34 @@ def folder_outputs(folder: Path, prefix: str) -> dict[str, Path]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceAccess:
+    """With what a model or a data source is read."""
+
+    store: Store
+    hub_token: str | None = None
+    """None: the process's own, if it has one."""
+    hub_endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """The nodes that train together, one stage process each; of every other stage, and by default, there is one.
+
+    Node 0 alone has the lease, makes checkpoints believed and writes the result.
+    """
+
+    rank: int = 0
+    count: int = 1
+    address: str = ""
+    """Host of node 0, and the port at which it serves the others."""
+    port: int = 0
+    session: str = ""
+    """Equal for the nodes of one attempt: what keeps them apart from another training at the same address."""
+    finished: Callable[[], bool] = field(default=lambda: False)
+    """Whether the result lies in storage, whole; what the other nodes wait for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """What a stage is given besides its StageInput. `shard` is the completion index, 0 for unsharded stages.
 
@@ -179,3 +211,15 @@ class Ports:
     clock: Callable[[], float]
     scratch: Path
     shard: int = 0
+    nodes: Nodes = field(default=Nodes())
+    open_source: Callable[[str], SourceAccess] | None = None
+    """By a Secret's name; None where everything is read with the process's own credentials."""
+
+    def source(self, secret: SecretRef | None, uri: str) -> SourceAccess:
+        """How the source at `uri` is read. Raises ConfigError for a Secret that is not there or lacks a key."""
+        if secret is None or self.open_source is None or not uri.startswith(REMOTE):
+            return SourceAccess(store=self.store)
+        access = self.open_source(secret.name)
+        if uri.startswith("hf://") and access.hub_token is None:
+            raise ConfigError(f"{uri} is to be read with the Secret {secret.name!r}, which has no HF_TOKEN")
+        return access

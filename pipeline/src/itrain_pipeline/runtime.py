@@ -27,6 +27,7 @@ from itrain_contract.layout import LEASE_FILE, RESULT_FILE, shard_prefix
 from itrain_contract.names import (
     DEFAULT_TERMINATION_LOG,
     ENV_CACHE_DIR,
+    ENV_POD_UID,
     ENV_PROGRESS_FILE,
     ENV_SHARD,
     ENV_STAGE_INPUT,
@@ -36,9 +37,11 @@ from itrain_contract.names import (
 from itrain_contract.stageio import ArtifactRef, StageInput, StageResult, TerminationSummary
 from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import ConfigError, PermanentError, StageError
-from itrain_pipeline.lease import Lease
-from itrain_pipeline.ports import Ports, StageOutput, StopSignal, Store
+from itrain_pipeline.lease import FollowedLease, Lease
+from itrain_pipeline.nodes import nodes_of
+from itrain_pipeline.ports import Nodes, Ports, StageOutput, StopSignal, Store
 from itrain_pipeline.progress import FileProgress
+from itrain_pipeline.secretfiles import source_opener
 from itrain_pipeline.store import open_store
 from itrain_pipeline.upstream import StoreUpstream
 from itrain_pipeline.workarea import StoreWorkArea, check_name
@@ -125,12 +128,18 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
     store = process.store_opener(stage_input.run.storage, process.environ)
     output = shard_prefix(stage_input.output_prefix, shard)
     work = shard_prefix(stage_input.work_prefix, shard)
-    done = find_result(store, stage_input, output, work)
+    nodes = nodes_of(
+        stage_input,
+        process.environ,
+        finished=lambda: find_result(store, stage_input, output, work, publish=False) is not None,
+    )
+    done = find_result(store, stage_input, output, work, publish=not nodes.rank)
     if done is not None:
         log.info("%s is done already (attempt %d): nothing to run", stage_input.ref, done.attempt)
         return done
-    owner = f"{platform.node()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-    lease = Lease(store, work + LEASE_FILE, owner=owner, attempt=stage_input.attempt, clock=process.clock)
+    owner = f"{process.environ.get(ENV_POD_UID) or platform.node()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    take = FollowedLease if nodes.rank else Lease
+    lease = take(store, work + LEASE_FILE, owner=owner, attempt=stage_input.attempt, clock=process.clock)
     lease.acquire()
     progress_file = process.environ.get(ENV_PROGRESS_FILE)
     with tempfile.TemporaryDirectory(prefix=f"itrain-{stage_input.kind}-", ignore_cleanup_errors=True) as temp:
@@ -145,8 +154,12 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
             clock=process.clock,
             scratch=scratch,
             shard=shard or 0,
+            nodes=nodes,
+            open_source=source_opener(process.environ, stage_input.run.storage),
         )
         made = process.load_stage(stage_input.kind)(stage_input, ports)
+        if nodes.rank:
+            return _node_zeros_result(stage_input, store, output, work, nodes)
         check_finite(made)
         lease.check(force=True)
         outputs = upload(store, output, made)
@@ -173,10 +186,24 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
     return result
 
 
-def find_result(store: Store, stage_input: StageInput, output: str, work: str) -> StageResult | None:
+def _node_zeros_result(stage_input: StageInput, store: Store, output: str, work: str, nodes: Nodes) -> StageResult:
+    """What another node ends with: node 0's result, or a bare one where node 0 had nothing to wait for."""
+    return find_result(store, stage_input, output, work, publish=False) or StageResult(
+        kind=stage_input.kind,
+        iteration=stage_input.iteration,
+        attempt=stage_input.attempt,
+        digest=stage_input.digest,
+        message=f"node {nodes.rank} of {nodes.count} had nothing to do",
+    )
+
+
+def find_result(
+    store: Store, stage_input: StageInput, output: str, work: str, *, publish: bool = True
+) -> StageResult | None:
     """A valid result of the same input, by this attempt or (through the work area) by an earlier one.
 
-    An earlier attempt's result is copied to where this attempt's consumers look; its outputs stay where they are.
+    An earlier attempt's result is copied to where this attempt's consumers look (`publish`); its outputs stay where
+    they are.
     """
     for prefix in (output, work):
         data = store.get_bytes(prefix + RESULT_FILE)
@@ -194,7 +221,7 @@ def find_result(store: Store, stage_input: StageInput, output: str, work: str) -
         if missing:
             log.warning("%s names %s, which is gone: the stage runs again", prefix + RESULT_FILE, missing[0])
             continue
-        if prefix != output:
+        if prefix != output and publish:
             store.put_bytes(data, output + RESULT_FILE)
         return result
     return None

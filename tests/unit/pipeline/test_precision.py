@@ -37,3 +37,17 @@ def test_bf16_on_volta_is_refused_with_what_is_allowed() -> None:
 def test_this_machine_can_do_what_auto_picks_for_it() -> None:
     device = detect_device()
     assert choose_precision(choose_precision("auto", device), device) == choose_precision("auto", device)
+
+
+def test_a_node_pool_may_prefer_another_precision_for_auto_on_its_gpus() -> None:
+    hopper = Device(kind="cuda", capability=(9, 0), name="H100", preferred="fp16")
+    assert choose_precision("auto", hopper) == "fp16"
+    assert choose_precision("bf16", hopper) == "bf16"
+    with pytest.raises(ConfigError, match="got bf16 on V100"):
+        choose_precision("auto", Device(kind="cuda", capability=(7, 0), name="V100", preferred="bf16"))
+    assert choose_precision("auto", Device(kind="cpu", preferred="fp16")) == "fp32"
+
+
+def test_a_preference_that_is_no_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="ITRAIN_PRECISION_DEFAULT: got 'fp8', allowed are auto, fp16, bf16, fp32"):
+        detect_device({"ITRAIN_PRECISION_DEFAULT": "fp8"})

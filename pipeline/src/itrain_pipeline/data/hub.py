@@ -46,9 +46,18 @@ def parse_address(uri: str) -> HubAddress:
     return HubAddress(repo="/".join(segments[:2]), file="/".join(segments[2:]), revision=query.get("revision"))
 
 
-def fetch_snapshot(repo: str, repo_type: RepoType, revision: str | None, patterns: Sequence[str]) -> Snapshot:
+def fetch_snapshot(
+    repo: str,
+    repo_type: RepoType,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Snapshot:
     """The files of a repository that match `patterns`, at the commit that `revision` (default: main) stands for.
 
+    `token` and `endpoint` go before the environment's.
     Raises `ConfigError` for a repository, revision or file that is not there or not allowed, `RetryableError` when
     the hub cannot be reached.
     """
@@ -64,7 +73,14 @@ def fetch_snapshot(repo: str, repo_type: RepoType, revision: str | None, pattern
 
     name = f"hf://{repo}" + (f" at {revision}" if revision else "")
     try:
-        folder = Path(snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=list(patterns)))
+        found = snapshot_download(
+            repo,
+            repo_type=repo_type,
+            revision=revision,
+            allow_patterns=list(patterns),
+            token=token,
+            endpoint=endpoint,
+        )
     except GatedRepoError as error:
         raise ConfigError(f"{name} is gated: accept its terms on the hub and give a token (HF_TOKEN)") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -74,4 +90,4 @@ def fetch_snapshot(repo: str, repo_type: RepoType, revision: str | None, pattern
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise RetryableError(f"{name} could not be fetched: {str(error).splitlines()[0]}") from error
     # The cache names the folder of a snapshot after its commit.
-    return Snapshot(folder=folder, commit=folder.name)
+    return Snapshot(folder=Path(found), commit=Path(found).name)

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from itrain_pipeline.files import sha256_file, write_atomic
@@ -39,13 +40,23 @@ def checkpoint_files(folder: Path) -> list[str]:
 
 def upload_checkpoint(work: WorkArea, folder: Path, step: int) -> None:
     """Put a local checkpoint, its marker last; then delete the older ones, each marker first."""
-    prefix = folder_name(step)
+    mark_checkpoint(work, step, put_checkpoint(work, folder, step))
+
+
+def put_checkpoint(work: WorkArea, folder: Path, step: int) -> dict[str, str]:
+    """Put the files of a local checkpoint without a marker, and give their sha256 by name."""
     files = {}
     for name in checkpoint_files(folder):
-        work.put(f"{prefix}/{name}", folder / name)
+        work.put(f"{folder_name(step)}/{name}", folder / name)
         files[name] = sha256_file(folder / name)
+    return files
+
+
+def mark_checkpoint(work: WorkArea, step: int, files: Mapping[str, str]) -> None:
+    """Put the marker that makes a checkpoint of these files believed; then delete the older ones."""
+    prefix = folder_name(step)
     marker = work.local / f"{prefix}.json"
-    write_atomic(marker, json.dumps({"step": step, "files": files}, sort_keys=True).encode())
+    write_atomic(marker, json.dumps({"step": step, "files": dict(files)}, sort_keys=True).encode())
     work.put(f"{prefix}/{MARKER}", marker)
     for older in whole_checkpoints(work):
         if older < step:
@@ -68,14 +79,27 @@ def delete_checkpoint(work: WorkArea, step: int) -> None:
 def restore_checkpoint(work: WorkArea, folder: Path) -> Path | None:
     """The newest whole checkpoint as a local folder below `folder`; None when there is none to believe."""
     for step in whole_checkpoints(work):
-        target = folder / folder_name(step)
-        problem = _restore(work, step, target)
-        if problem is None:
-            log.info("resuming from step %d", step)
+        target = restore_step(work, folder, step)
+        if target is not None:
             return target
-        log.warning("the checkpoint of step %d is passed over: %s", step, problem)
-        shutil.rmtree(target, ignore_errors=True)
     return None
+
+
+def restore_step(work: WorkArea, folder: Path, step: int) -> Path | None:
+    """One checkpoint as a local folder below `folder`; None when it is not to be believed."""
+    target = folder / folder_name(step)
+    problem = _restore(work, step, target)
+    if problem is None:
+        log.info("resuming from step %d", step)
+        return target
+    log.warning("the checkpoint of step %d is passed over: %s", step, problem)
+    shutil.rmtree(target, ignore_errors=True)
+    return None
+
+
+def step_of(folder: Path) -> int:
+    """The step of a local checkpoint folder."""
+    return int(folder.name.removeprefix(folder_name(0)[:-1]))
 
 
 def _restore(work: WorkArea, step: int, target: Path) -> str | None:

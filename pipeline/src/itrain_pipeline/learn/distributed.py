@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 from itrain_pipeline.learn.job import TrainJob
 
@@ -11,17 +12,24 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def open_process_group(job: TrainJob) -> None:
-    """Join the other ranks at a file in the job's folder; accelerate and DeepSpeed take the group over."""
+    """Join the other ranks; accelerate and DeepSpeed take the group over.
+
+    On one node they meet at a file in the job's folder, so that no port has to be free; on several at the store that
+    node 0's stage process serves (`itrain_pipeline.learn.nodelink`).
+    """
     import torch
 
     if not job.how.on_cpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    stores: Any = torch.distributed  # exports its stores at run time only
+    rank, world, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if port:
+        tcp = stores.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=TIMEOUT)
+        met = stores.PrefixStore("ranks", tcp)
+    else:
+        met = stores.FileStore(str(job.folder / "rendezvous"), world)
     torch.distributed.init_process_group(
-        "gloo" if job.how.on_cpu else "nccl",
-        init_method=f"file://{job.folder / 'rendezvous'}",
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=TIMEOUT,
+        "gloo" if job.how.on_cpu else "nccl", store=met, rank=rank, world_size=world, timeout=TIMEOUT
     )
     if job.how.on_cpu and job.how.deepspeed is not None:
         _deepspeed_on_cpu()

@@ -2,74 +2,69 @@
 
 With several, the stage process trains nothing: it starts the ranks, uploads the checkpoints that they have written,
 passes the stop signal on through a file, and turns the first failure into its own, exit code and message kept.
-The ranks meet at a file store in the job's folder, so no port has to be free.
+Several nodes are several stage processes that do this together (`itrain_pipeline.learn.multinode`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from itrain_contract.names import ExitCode
-from itrain_pipeline.errors import (
-    ConfigError,
-    DataError,
-    Interrupted,
-    PermanentError,
-    RetryableError,
-    StageError,
-)
+from itrain_pipeline.errors import ConfigError, Interrupted, StageError
 from itrain_pipeline.files import write_atomic
-from itrain_pipeline.learn.checkpoints import restore_checkpoint, upload_checkpoint
-from itrain_pipeline.learn.job import FitResult, TrainJob, job_from_json, job_to_json, result_from_json, result_to_json
-from itrain_pipeline.learn.loading import ENV_THREADS, set_threads
-from itrain_pipeline.learn.supervision import (
-    PROGRESS_FILE,
-    READY_PREFIX,
-    STOP_FILE,
-    PortsSupervisor,
-    RankSupervisor,
+from itrain_pipeline.learn.checkpoints import mark_checkpoint, restore_checkpoint
+from itrain_pipeline.learn.job import FitResult, TrainJob, job_from_json, result_from_json, result_to_json
+from itrain_pipeline.learn.loading import set_threads
+from itrain_pipeline.learn.ranks import (
+    FAILURE_GRACE_S,
+    POLL_INTERVAL_S,
+    STOP_GRACE_S,
+    Rank,
+    ask_to_stop,
+    first_cause,
+    pass_progress,
+    put_ready_checkpoints,
+    rank_failures,
+    started_ranks,
 )
+from itrain_pipeline.learn.supervision import PortsSupervisor, RankSupervisor
 from itrain_pipeline.ports import Ports
 
 log = logging.getLogger(__name__)
 
-POLL_INTERVAL_S = 0.2
-STOP_GRACE_S = 90.0
-"""Time that ranks have to save after a stop, and to end after one of them failed."""
-FAILURE_GRACE_S = 5.0
 RESULT_FILE = "fit.json"
-ERRORS: dict[int, type[StageError]] = {
-    error.exit_code: error for error in (ConfigError, DataError, PermanentError, RetryableError, Interrupted)
-}
 
 
-def process_count(requested: int, global_batch: int) -> int:
-    """Processes of a training: as asked for, or one per GPU as far as they share the global batch evenly, or one."""
+def process_count(requested: int, global_batch: int, nodes: int = 1) -> int:
+    """Processes of a training on all its nodes: as asked for on each, or one per GPU as far as all of them share the
+    global batch evenly, or one per node."""
     import torch
 
     gpus = torch.cuda.device_count()
     if requested:
         if gpus and requested > gpus:
             raise ConfigError(f"train.processesPerNode: got {requested}, allowed on this node are 1 to {gpus} (GPUs)")
-        return requested
-    return max((n for n in range(1, gpus + 1) if global_batch % n == 0), default=1)
+        return requested * nodes
+    return nodes * max((n for n in range(1, gpus + 1) if global_batch % (n * nodes) == 0), default=1)
 
 
-def run_job(job: TrainJob, ports: Ports) -> FitResult:
+def run_job(job: TrainJob, ports: Ports) -> FitResult | None:
     """Train from the newest whole checkpoint of the work area on, or from the start.
 
-    Raises what the training raises; with several processes an error of the same class as the first rank's that failed.
+    None on a node other than 0: the outputs are node 0's. Raises what the training raises; with several processes an
+    error of the same class as that of the rank that failed first for a reason of its own.
     """
+    if ports.nodes.count > 1:
+        from itrain_pipeline.learn.multinode import run_nodes
+
+        run_nodes(job, ports)
+        return None if ports.nodes.rank else result_from_json((job.folder / RESULT_FILE).read_bytes())
     job = replace(job, resume_from=restore_checkpoint(ports.work, ports.scratch / "resume"))
     if job.how.plan.processes > 1:
         return run_ranks(job, ports)
@@ -81,53 +76,22 @@ def run_job(job: TrainJob, ports: Ports) -> FitResult:
 
 def run_ranks(job: TrainJob, ports: Ports) -> FitResult:
     """One child process per rank; every one of them is gone when this returns or raises."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    path = job.folder / "job.json"
-    write_atomic(path, job_to_json(job))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "itrain_pipeline.learn.launch", str(path)],
-            env=rank_environment(os.environ, rank, job.how.plan.processes),
-        )
-        for rank in range(job.how.plan.processes)
-    ]
-    try:
+    with started_ranks(job, ports.nodes) as ranks:
         _watch(ranks, job.folder, ports)
-    finally:
-        for rank in ranks:
-            rank.kill()
-        for rank in ranks:
-            rank.wait()
     return result_from_json((job.folder / RESULT_FILE).read_bytes())
 
 
-def rank_environment(environ: Mapping[str, str], rank: int, processes: int) -> dict[str, str]:
-    """What torch.distributed, accelerate and DeepSpeed read; threads are shared out over the ranks."""
-    threads = max(1, int(environ.get(ENV_THREADS) or os.cpu_count() or 1) // processes)
-    return {
-        **environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "LOCAL_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-        "OMP_NUM_THREADS": str(threads),
-        ENV_THREADS: str(threads),
-    }
-
-
-def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, ports: Ports) -> None:
+def _watch(ranks: list[Rank], folder: Path, ports: Ports) -> None:
     """Until every rank ended well; raises the first failure, or after the grace times."""
     stopping_since = failing_since = None
+    told = b""
     while any(rank.poll() is None for rank in ranks):
         now = time.monotonic()
         _upload_ready(folder, ports)
-        _pass_progress(folder, ports)
+        told = pass_progress(folder, ports, told)
         if ports.stop.is_set() and stopping_since is None:
             stopping_since = now
-            write_atomic(folder / STOP_FILE, b"")
+            ask_to_stop(folder)
         if failing_since is None and any(rank.poll() for rank in ranks):
             failing_since = now
         if failing_since is not None and now - failing_since > FAILURE_GRACE_S:
@@ -136,34 +100,16 @@ def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, ports: Ports) -> 
             break
         time.sleep(POLL_INTERVAL_S)
     _upload_ready(folder, ports)
-    for number, rank in enumerate(ranks):
-        if rank.poll():
-            raise _failure(folder, number, rank.returncode)
+    failures = rank_failures(folder, ranks)
+    if failures:
+        raise first_cause(failures).error()
     if any(rank.poll() is None for rank in ranks):
         raise Interrupted(f"stopped; the ranks did not save within {STOP_GRACE_S:.0f} s")
 
 
-def _failure(folder: Path, number: int, code: int) -> StageError:
-    """The stage's error for a rank's exit code; its message where the rank could still write one."""
-    message = folder / f"error-{number}.txt"
-    text = message.read_text(encoding="utf-8") if message.is_file() else f"rank {number} ended with code {code}"
-    return ERRORS.get(code, RetryableError)(text)
-
-
 def _upload_ready(folder: Path, ports: Ports) -> None:
-    """Upload the checkpoints that the ranks declared whole, oldest first, and remove them here."""
-    for marker in sorted(folder.glob(f"{READY_PREFIX}*"), key=lambda path: int(path.name.removeprefix(READY_PREFIX))):
-        checkpoint = Path(marker.read_text(encoding="utf-8"))
-        upload_checkpoint(ports.work, checkpoint, int(marker.name.removeprefix(READY_PREFIX)))
-        marker.unlink()
-        shutil.rmtree(checkpoint)
-
-
-def _pass_progress(folder: Path, ports: Ports) -> None:
-    path = folder / PROGRESS_FILE
-    if path.is_file():
-        state = json.loads(path.read_text())
-        ports.progress.update(state["step"], state["total"], state["text"])
+    for step, files in put_ready_checkpoints(folder, ports):
+        mark_checkpoint(ports.work, step, files)
 
 
 def main(argv: list[str]) -> int:
@@ -184,15 +130,15 @@ def main(argv: list[str]) -> int:
             write_atomic(job.folder / RESULT_FILE, result_to_json(result))
         close_process_group()
     except StageError as error:
-        return _report(job.folder, rank, str(error), error.exit_code)
+        return _report(job.folder, str(error), error.exit_code)
     except Exception as error:
         log.exception("rank %d failed in a way that nobody foresaw", rank)
-        return _report(job.folder, rank, f"rank {rank}: {type(error).__name__}: {error}", ExitCode.RETRYABLE)
+        return _report(job.folder, f"rank {rank}: {type(error).__name__}: {error}", ExitCode.RETRYABLE)
     return 0
 
 
-def _report(folder: Path, rank: int, text: str, code: int) -> int:
-    write_atomic(folder / f"error-{rank}.txt", text.encode())
+def _report(folder: Path, text: str, code: int) -> int:
+    write_atomic(folder / f"error-{os.environ['LOCAL_RANK']}.txt", text.encode())
     return code
 
 

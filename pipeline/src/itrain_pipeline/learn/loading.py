@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itrain_contract.names import ENV_THREADS
 from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.learn.precision import ChosenPrecision, Quantization
 
 if TYPE_CHECKING:
     import torch
-
-ENV_THREADS = "ITRAIN_THREADS"
 
 
 def set_threads(environ: Mapping[str, str] = os.environ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
+from itrain_contract.names import ENV_PRECISION_DEFAULT
 from itrain_pipeline.errors import ConfigError
 
 PrecisionName = Literal["auto", "fp16", "bf16", "fp32"]
@@ -22,6 +25,8 @@ class Device:
     kind: Literal["cpu", "cuda"]
     capability: tuple[int, int] | None = None
     name: str = "CPU"
+    preferred: PrecisionName = "auto"
+    """What `auto` stands for on GPUs of this node pool; `auto` where the device itself decides."""
 
     @property
     def has_bf16(self) -> bool:
@@ -29,13 +34,16 @@ class Device:
 
 
 def choose_precision(requested: PrecisionName, device: Device) -> ChosenPrecision:
-    """`auto`: fp16 before Ampere, bf16 from Ampere on, fp32 on CPU. Raises ConfigError for what the device cannot do.
+    """`auto`: fp32 on CPU; on a GPU what its pool prefers, else fp16 before Ampere and bf16 from Ampere on.
 
+    Raises ConfigError for what the device cannot do.
     fp16 is refused on CPU: its gradients need a loss scaler, which exists for GPUs only.
     """
     if requested == "auto":
         if device.kind == "cpu":
             return "fp32"
+        if device.preferred != "auto":
+            return choose_precision(device.preferred, device)
         return "bf16" if device.has_bf16 else "fp16"
     if requested == "fp16" and device.kind == "cpu":
         raise ConfigError("precision: got fp16 on a CPU, allowed there are auto, fp32 and bf16")
@@ -47,12 +55,17 @@ def choose_precision(requested: PrecisionName, device: Device) -> ChosenPrecisio
     return requested
 
 
-def detect_device() -> Device:
-    """The device that this process computes on."""
+def detect_device(environ: Mapping[str, str] = os.environ) -> Device:
+    """The device that this process computes on. Raises ConfigError for a preference that is no precision."""
     import torch
 
+    preferred = environ.get(ENV_PRECISION_DEFAULT) or "auto"
+    if preferred not in get_args(PrecisionName):
+        allowed = ", ".join(get_args(PrecisionName))
+        raise ConfigError(f"{ENV_PRECISION_DEFAULT}: got {preferred!r}, allowed are {allowed}")
     if not torch.cuda.is_available():
         return Device(kind="cpu")
     index = torch.cuda.current_device()
     major, minor = torch.cuda.get_device_capability(index)
-    return Device(kind="cuda", capability=(major, minor), name=torch.cuda.get_device_name(index))
+    name = torch.cuda.get_device_name(index)
+    return Device(kind="cuda", capability=(major, minor), name=name, preferred=cast("PrecisionName", preferred))

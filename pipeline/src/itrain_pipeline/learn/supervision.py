@@ -78,7 +78,7 @@ class RankSupervisor:
         import torch
 
         torch.distributed.barrier()
-        if _rank() == 0:
+        if os.environ["LOCAL_RANK"] == "0":
             # Out of the way of the trainer, which deletes its older checkpoints while this one may be under way.
             folder = folder.rename(self._folder / f"outgoing-{step}")
             write_atomic(self._folder / f"{READY_PREFIX}{step}", str(folder).encode())

@@ -5,6 +5,7 @@ Everything that is wrong with data, model or template shows here, before a GPU i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging
@@ -18,14 +19,15 @@ from itrain_contract.spec import DataSource, DataSpec, ModelSpec, ResumeFrom
 from itrain_contract.stageio import StageInput
 from itrain_contract.stagespec import PrepareStage
 from itrain_pipeline.data.examples import Conversion, Converted, convert, dialogue_of, drop_duplicates, render
+from itrain_pipeline.data.hub import fetch_snapshot
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.data.sources import bfcl_data_folder, read_file, read_rows
+from itrain_pipeline.data.sources import FetchSnapshot, bfcl_data_folder, read_file, read_rows
 from itrain_pipeline.data.splits import split_dev
 from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.bfcl_data import CATEGORIES
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.files import write_atomic
-from itrain_pipeline.ports import Ports, StageOutput, folder_outputs
+from itrain_pipeline.ports import Ports, SourceAccess, StageOutput, folder_outputs
 from itrain_pipeline.records import Example, Message, RejectedRow, write_jsonl
 from itrain_pipeline.stages.modelfiles import Model, find_model, stage_model
 from itrain_pipeline.stages.resume import TakenAdapter, find_adapter
@@ -58,7 +60,8 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     rows = read_sources(data, stage, ports)
     check_rejected(rows.rejected, len(rows.train) + len(rows.dev or ()), data.max_rejected, ports)
     ports.progress.update(1, STEPS, "fetching the model")
-    model = find_model(model_spec, ports.store, ports.scratch)
+    access = ports.source(model_spec.secret_ref, model_spec.uri)
+    model = find_model(model_spec, access.store, ports.scratch, fetch=fetcher(access))
     renderer = load_renderer(model, model_spec, data)
     ports.progress.update(2, STEPS, "splitting and rendering")
     train, dev, dropped = split(rows, data.dev_fraction, seed)
@@ -110,7 +113,16 @@ def read_sources(data: DataSpec, stage: PrepareStage, ports: Ports) -> Rows:
     numbers: dict[str, int] = {}
 
     def one(source: DataSource, prefix: str) -> tuple[Example, ...]:
-        rows = list(read_rows(source.uri, source.format, store=ports.store, scratch=ports.scratch / "data"))
+        access = ports.source(source.secret_ref, source.uri)
+        rows = list(
+            read_rows(
+                source.uri,
+                source.format,
+                store=access.store,
+                scratch=ports.scratch / "data",
+                fetch=fetcher(access),
+            )
+        )
         how = Conversion(
             source=source.uri,
             prefix=prefix,
@@ -131,6 +143,11 @@ def read_sources(data: DataSpec, stage: PrepareStage, ports: Ports) -> Rows:
         train += one(source, f"extra{at}")
     dev = one(data.dev, "dev") if data.dev else None
     return Rows(train=tuple(train), dev=dev, rejected=tuple(rejected), numbers=numbers, read=read)
+
+
+def fetcher(access: SourceAccess) -> FetchSnapshot:
+    """`fetch_snapshot` with the token and endpoint of one source."""
+    return functools.partial(fetch_snapshot, token=access.hub_token, endpoint=access.hub_endpoint)
 
 
 def check_rejected(rejected: Sequence[RejectedRow], kept: int, limit: float, ports: Ports) -> None:

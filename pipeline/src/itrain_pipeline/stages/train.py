@@ -43,20 +43,27 @@ class Pairs:
 
 
 def run(stage_input: StageInput, ports: Ports) -> StageOutput:
-    """Train on the pairs; without any the adapter goes on as it is. Raises PermanentError when the loss is NaN."""
+    """Train on the pairs; without any the adapter goes on as it is. Raises PermanentError when the loss is NaN.
+
+    On several nodes the outputs are node 0's; the others return nothing.
+    """
     stage = TrainStage.model_validate(stage_input.spec["stage"])
-    if stage.nodes > 1:
-        raise ConfigError(f"train.nodes: got {stage.nodes}, allowed is 1: several processes run on one node only")
+    if stage.nodes != ports.nodes.count:
+        raise ConfigError(f"train.nodes: got {stage.nodes}, allowed is {ports.nodes.count} here")
     before = newest_adapter(ports.upstream)
     pairs = merge_pairs(stage_input.iteration, stage, ports.upstream)
     check_lineage(pairs, before)
     if not pairs.fitting:
+        if ports.nodes.rank:
+            return StageOutput()
         return unchanged(stage_input, before, pairs, ports)
 
     from itrain_pipeline.learn.launch import run_job
 
     job = build_job(stage_input, stage, pairs, before, ports)
     result = run_job(job, ports)
+    if result is None:
+        return StageOutput()
     return build_output(job, result, pairs, before, ports)
 
 
@@ -112,7 +119,7 @@ def build_job(
         plan_order(sizes, epochs=stage.epochs, max_steps=stage.max_steps, global_batch=stage.global_batch, seed=seed),
         global_batch=stage.global_batch,
         micro_batch=stage.micro_batch,
-        processes=process_count(stage.processes_per_node, stage.global_batch),
+        processes=process_count(stage.processes_per_node, stage.global_batch, stage.nodes),
     )
     how = Optimisation(
         learning_rate=stage.learning_rate,
@@ -201,6 +208,7 @@ def build_output(job: TrainJob, result: FitResult, pairs: Pairs, before: Adapter
             "precision": job.how.precision,
             "quantization": job.quantization,
             "processes": str(job.how.plan.processes),
+            "nodes": str(ports.nodes.count),
             "deepspeed": "none" if job.how.deepspeed is None else "yes",
             "adapter_before": "" if before is None else before.sha256,
             "adapter_sha256": adapter_sha256(result.adapter),

@@ -72,6 +72,8 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
         trust_remote_code=model.trust_remote_code,
     )
     result = run_job(job, ports)
+    if result is None:
+        raise AssertionError("a warm-up runs on one node")
     losses = [row["loss"] for row in result.log]
     return StageOutput(
         metrics={"warmup/loss_first": losses[0], "warmup/loss": losses[-1]} if losses else {},

@@ -16,9 +16,10 @@ from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.ports import Store
 from itrain_pipeline.store.local import LocalStore, local_path
 
-__all__ = ["ScopedStore", "local_path", "open_store", "purge"]
+__all__ = ["ScopedStore", "local_path", "open_source_store", "open_store", "purge"]
 
 S3_SCHEME = "s3://"
+KEY_PAIR = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 def open_store(root: str, environ: Mapping[str, str] | None = None) -> Store:
@@ -31,12 +32,24 @@ def open_store(root: str, environ: Mapping[str, str] | None = None) -> Store:
     return store
 
 
-class ScopedStore:
-    """Dispatches by scheme and fences writes to one root. S3 is imported and set up at its first use."""
+def open_source_store(root: str, values: Mapping[str, str], secret: str) -> Store:
+    """A store that reads S3 by the values of one Secret and nothing else; `root` fences writes as ever.
 
-    def __init__(self, root: str, environ: Mapping[str, str]) -> None:
+    An S3 source raises `ConfigError` when the Secret lacks a key pair: the process's own would go to another server.
+    """
+    return ScopedStore(root, values, secret=secret)
+
+
+class ScopedStore:
+    """Dispatches by scheme and fences writes to one root. S3 is imported and set up at its first use.
+
+    `secret` names the Secret that `environ` is the whole of; by default it is the process's environment.
+    """
+
+    def __init__(self, root: str, environ: Mapping[str, str], *, secret: str | None = None) -> None:
         self._root = root if root.endswith("/") else f"{root}/"
         self._environ = environ
+        self._secret = secret
         self._local = LocalStore()
         self._s3: Store | None = None
 
@@ -69,11 +82,17 @@ class ScopedStore:
             if self._s3 is None:
                 from itrain_pipeline.store.s3 import S3Store  # boto3 only where S3 is used
 
-                self._s3 = S3Store(self._environ)
+                self._check_key_pair()
+                self._s3 = S3Store(self._environ, alone=self._secret is not None)
             return self._s3
         if local_path(uri) is not None:
             return self._local
         raise ConfigError(f"storage URI {uri!r}: allowed are s3://bucket/prefix, file:///folder and absolute paths")
+
+    def _check_key_pair(self) -> None:
+        missing = [name for name in KEY_PAIR if not self._environ.get(name)]
+        if self._secret is not None and missing:
+            raise ConfigError(f"the Secret {self._secret!r} has no {' and no '.join(missing)}, which S3 sources need")
 
 
 def purge(root: str, environ: Mapping[str, str] | None = None) -> int:

@@ -56,7 +56,8 @@ class S3Store:
 
     Settings are the AWS names of `environ`: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (without them
     the process's own identity), AWS_REGION, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, AWS_S3_ADDRESSING_STYLE
-    (path | virtual | auto; path where an endpoint is given) and AWS_MAX_ATTEMPTS.
+    (path | virtual | auto; path where an endpoint is given) and AWS_MAX_ATTEMPTS. With `alone` nothing else of the
+    process counts: these are the credentials of one source.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class S3Store:
         *,
         multipart_threshold_bytes: int = MULTIPART_THRESHOLD_BYTES,
         rounds: int = ROUNDS,
+        alone: bool = False,
     ) -> None:
         self._endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or None
-        self._client = build_client(environ, self._endpoint)
+        self._client = build_client(environ, self._endpoint, alone=alone)
         self._rounds = rounds
         self._transfer = TransferConfig(
             multipart_threshold=multipart_threshold_bytes,
@@ -228,8 +230,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def build_client(environ: Mapping[str, str], endpoint: str | None) -> Any:
-    """The boto3 client for the AWS names of `environ`; `ConfigError` names the setting that cannot be."""
+def build_client(environ: Mapping[str, str], endpoint: str | None, *, alone: bool = False) -> Any:
+    """The boto3 client for the AWS names of `environ`; `ConfigError` names the setting that cannot be.
+
+    `alone`: neither endpoint nor CA bundle come from the process's environment or its AWS configuration files.
+    """
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname):
         raise ConfigError(f"AWS_ENDPOINT_URL is {endpoint!r}, expected http(s)://host[:port]")
     style = environ.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "auto")
@@ -249,12 +254,13 @@ def build_client(environ: Mapping[str, str], endpoint: str | None) -> Any:
     ).client(
         "s3",
         endpoint_url=endpoint,
-        verify=bundle,
+        verify=bundle or (True if alone else None),
         config=Config(
             retries={"mode": "standard", "total_max_attempts": int(attempts)},
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
             s3={"addressing_style": style},
+            ignore_configured_endpoint_urls=True if alone else None,
         ),
     )
 
