@@ -33,8 +33,6 @@ from itrain_operator.machine import Action, DeleteJob, Emit, EnsureJob
 from itrain_operator.observed import Observed
 
 GRACE_S = 30.0
-ENV_THREADS = "ITRAIN_THREADS"
-THREAD_VARIABLES = (ENV_THREADS, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 Command = Callable[[str], list[str]]
 """The command line of a stage's process, by the stage's name."""
@@ -202,7 +200,7 @@ class LocalBackend:
     def _environment(self, job: LocalJob, shard: int, scratch: Path, gpus: tuple[str, ...]) -> dict[str, str]:
         env = {
             **self._environ,
-            **dict.fromkeys(THREAD_VARIABLES, str(job.stored.share.threads)),
+            **dict.fromkeys(names.THREAD_VARIABLES, str(job.stored.share.threads)),
             "PYTHONUNBUFFERED": "1",
             "TMPDIR": str(scratch),
             **job.stored.env,
