@@ -18,15 +18,15 @@ from itrain_pipeline.ports import Ports, StageOutput
 from itrain_pipeline.store import open_store, purge
 from itrain_pipeline.store.s3 import S3Store
 from itrain_pipeline.upstream import StoreUpstream
+from itrain_testing.daemons import free_port
 from itrain_testing.fakestage import DyingStore, Killed, World, adapter_stage, as_upstream
 from itrain_testing.faultproxy import Fault, FaultProxy, Request, running_proxy
+from itrain_testing.gotools import ToolMissingError
 from itrain_testing.s3server import (
     SECRET_KEY,
     S3Server,
-    ToolMissingError,
     admin,
     aws_environ,
-    free_port,
     running_server,
     self_signed,
     versitygw,

@@ -58,6 +58,8 @@ def _rules(prefix: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _row(path: str, schema: dict[str, Any], required: bool) -> str:
     default = schema.get("default")
+    if default is not None and "properties" in schema and "required" not in schema:
+        default = {}  # every field below has its own line
     shown = "*required*" if required else ("" if default is None else f"`{json.dumps(default)}`")
     shown = shown if len(shown) <= LONGEST_DEFAULT else "a preset"
     meaning = str(schema.get("description", "")).replace("|", "\\|")

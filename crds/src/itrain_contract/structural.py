@@ -138,13 +138,17 @@ def _plain(raw: Schema) -> Schema:
 
 
 def default_of(field: FieldInfo) -> Any:
-    """The default as the API server fills it in; None where there is none. `{}` lets nested defaults apply."""
+    """The default as the API server fills it in; None where there is none.
+
+    `{}` lets nested defaults apply, but the server judges a default by the rules of its object before it fills it in: an
+    object with rules has its default written out.
+    """
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined or value is None:
         return None
     if isinstance(value, BaseModel):
         every_field_has_one = not any(f.is_required() for f in type(value).model_fields.values())
-        if every_field_has_one and value == type(value)():
+        if every_field_has_one and value == type(value)() and not getattr(value, "RULES", ()):
             return {}
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
     if isinstance(value, list):

@@ -9,33 +9,24 @@ The binary is the one on PATH, or it is built once with Go from tests/support/to
 from __future__ import annotations
 
 import argparse
-import ctypes
-import fcntl
-import hashlib
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MODULE = Path(__file__).resolve().parents[1] / "tools" / "versitygw"
+from itrain_testing.daemons import Daemon, free_port, listens
+from itrain_testing.gotools import ToolMissingError, go_tool
+
 PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
 BUCKET = "itrain"
 ACCESS_KEY = "itrain-test-access"
 SECRET_KEY = "itrain-test-secret"  # of a server that lives on loopback for one test
-START_TIMEOUT_S = 30.0
-
-
-class ToolMissingError(RuntimeError):
-    """The server is not installed and cannot be built; the message says what is missing."""
 
 
 def versitygw() -> Path:
@@ -43,35 +34,7 @@ def versitygw() -> Path:
     installed = shutil.which("versitygw")
     if installed:
         return Path(installed)
-    lock = (MODULE / "go.sum").read_bytes() + (MODULE / "go.mod").read_bytes()
-    tools = Path(os.environ.get("ITRAIN_TOOLS_DIR") or Path.home() / ".cache" / "itrain" / "tools")
-    binary = tools / f"versitygw-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if binary.is_file():
-        return binary
-    if shutil.which("go") is None:
-        raise ToolMissingError("versitygw is not on PATH and go is not installed: no S3 server to test against")
-    tools.mkdir(parents=True, exist_ok=True)
-    with (tools / "versitygw.lock").open("w") as lock_file:
-        fcntl.flock(lock_file, fcntl.LOCK_EX)
-        if not binary.is_file():
-            _build(binary)
-    return binary
-
-
-def _build(binary: Path) -> None:
-    print(f"building versitygw into {binary} (about two minutes, once)", file=sys.stderr, flush=True)
-    temp = binary.with_suffix(".building")
-    flags = ["-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags=-s -w"]
-    done = subprocess.run(
-        ["nice", "go", "build", *flags, "-o", str(temp), PACKAGE],
-        cwd=MODULE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ToolMissingError(f"versitygw cannot be built: {done.stderr.strip()[-500:]}")
-    temp.rename(binary)
+    return go_tool("versitygw", PACKAGE, takes="about two minutes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +61,18 @@ class S3Server:
 
     def __init__(self, folder: Path, certificate: Certificate | None = None) -> None:
         self._data, self._meta = folder / "data", folder / "meta"
-        self._log = folder / "server.log"
-        self._binary = versitygw()
-        self._process: subprocess.Popen[bytes] | None = None
         self._certificate = certificate
         self.port = free_port()
+        command = [str(versitygw()), "--quiet", "--port", f"127.0.0.1:{self.port}"]
+        if certificate:
+            command += ["--cert", str(certificate.file), "--key", str(certificate.key)]
+        self._daemon = Daemon(
+            "versitygw",
+            [*command, "posix", "--sidecar", str(self._meta), str(self._data)],
+            log=folder / "server.log",
+            ready=lambda: listens(self.port),
+            env={"ROOT_ACCESS_KEY_ID": ACCESS_KEY, "ROOT_SECRET_ACCESS_KEY": SECRET_KEY},
+        )
 
     @property
     def endpoint(self) -> str:
@@ -117,38 +87,11 @@ class S3Server:
     def start(self) -> None:
         for folder in (self._data, self._meta):
             folder.mkdir(parents=True, exist_ok=True)
-        command = [str(self._binary), "--quiet", "--port", f"127.0.0.1:{self.port}"]
-        if self._certificate:
-            command += ["--cert", str(self._certificate.file), "--key", str(self._certificate.key)]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "posix", "--sidecar", str(self._meta), str(self._data)],
-                env={**os.environ, "ROOT_ACCESS_KEY_ID": ACCESS_KEY, "ROOT_SECRET_ACCESS_KEY": SECRET_KEY},
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_parent,
-            )
-        self._wait_until_it_listens(self._process)
-
-    def _wait_until_it_listens(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                break
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                time.sleep(0.05)
-            else:
-                return
-        raise RuntimeError(f"versitygw did not start: {self._log.read_text()[-500:]}")
+        self._daemon.start()
 
     def kill(self) -> None:
         """End it at once, as a crash would; only the process that `start` started."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._daemon.kill()
 
     def create_bucket(self, name: str = BUCKET) -> str:
         """The bucket's URI, ending with `/`."""
@@ -188,18 +131,6 @@ def running_server(folder: Path, certificate: Certificate | None = None) -> Iter
         yield server
     finally:
         server.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _die_with_parent() -> None:
-    """PR_SET_PDEATHSIG: a test process that is killed leaves no server behind (so start it from the main thread)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def main() -> int:
