@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +107,29 @@ def test_of_two_operators_one_acts_and_the_other_takes_over_within_its_lease(
         operator.kill()
         eventually(lambda: second.leads, timeout_s=10.0, what="the second operator leads")
         run.wait(phase="Succeeded")
+        assert run.job_names() == STAGES
+    finally:
+        second.stop()
+
+
+def test_a_leader_that_slept_through_its_lease_changes_nothing_when_it_wakes(
+    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess, tmp_path: Path
+) -> None:
+    """SIGSTOP is what a frozen virtual machine looks like from outside."""
+    second = OperatorProcess(tmp_path, kubeconfig=run.cluster.kubeconfig, namespace=run.namespace, name="second")
+    second.start()
+    try:
+        eventually(lambda: operator.leads, what="the first operator leads")
+        node.script = slow(10.0, stage="warmup")
+        run.apply()
+        run.wait_for_running("warmup")
+        assert operator.pid is not None
+        os.kill(operator.pid, signal.SIGSTOP)
+        eventually(lambda: second.leads, timeout_s=10.0, what="the second operator leads")
+        os.kill(operator.pid, signal.SIGCONT)
+        run.wait(phase="Succeeded")
+        assert second.leads
+        assert not operator.leads
         assert run.job_names() == STAGES
     finally:
         second.stop()
@@ -331,13 +356,14 @@ def test_the_progress_of_a_training_is_read_from_its_log_and_seldom(
 ) -> None:
     line = "2026-03-01T12:00:05Z INFO    itrain_pipeline.progress: 30/120 step, loss 0.41\n"
     node.script = lambda ref, attempt, index: PodRun(seconds=10.0 if ref.kind == "warmup" else 0.2, log=line)
+    before = node.log_requests
     run.apply()
     running = run.wait(stage="warmup", progress=lambda shown: bool(shown) and shown["total"] == 120)
     assert running["progress"]["percent"] == 25
     assert running["progress"]["text"] == "step, loss 0.41"
     run.wait(stage=lambda now: now == "evaluate")
     # Every two seconds of ten, and once or twice in each of the short stages before.
-    assert node.log_requests <= 9
+    assert node.log_requests - before <= 9
 
 
 def test_a_job_that_its_queue_takes_the_pods_from_waits_for_quota_and_goes_on(
@@ -389,6 +415,53 @@ def test_watches_that_are_cut_with_the_api_server_lose_nothing(
     run.wait(phase="Succeeded", timeout_s=120)
     assert run.job_names() == STAGES
     assert run.status()["retries"] == 0
+
+
+RULES = [
+    {"apiGroups": ["itrain.dev"], "resources": ["itrainruns"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["itrain.dev"], "resources": ["itrainruns/status"], "verbs": ["patch"]},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch", "create", "delete"]},
+    {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["get", "create", "delete"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list", "create", "patch"]},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+]
+"""All that the operator may do in the namespaces that it serves."""
+
+
+def test_these_rights_are_enough_and_no_secret_is_among_them(
+    run: WatchedRun, node: SimulatedNode, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": "operator"},
+        "rules": RULES,
+    }
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "operator"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
+        "subjects": [{"kind": "User", "name": "operator", "apiGroup": "rbac.authorization.k8s.io"}],
+    }
+    run.cluster.create(role, binding, namespace=run.namespace)
+    limited = control_plane.access_for("operator")
+    process = OperatorProcess(tmp_path, kubeconfig=limited.kubeconfig, namespace=run.namespace)
+    process.start()
+    try:
+        node.script = lambda ref, attempt, index: PodRun(
+            seconds=5.0 if ref.kind == "train" and attempt == 2 else 0.2,
+            exit_code=75 if ref.kind == "train" and attempt == 1 else 0,
+        )
+        run.apply()
+        run.wait(phase="Succeeded")
+        run.until(lambda: any(e.startswith("Succeeded: ") for e in run.events()), "the event")
+        refused = {name: n for name, n in process.metrics().items() if "requests_total" in name and '"403"' in name}
+        assert refused == {}
+    finally:
+        process.stop()
 
 
 def test_one_operator_for_all_namespaces(
