@@ -109,7 +109,8 @@ def list_runs(
         if output == Output.JSON:
             say_json({"apiVersion": "v1", "kind": "List", "items": [resource_json(run) for run in found]})
         elif found:
-            console().print(work.list_table(found, utc_now(), everywhere=everywhere))
+            shown = console()
+            shown.print(work.list_table(found, utc_now(), everywhere=everywhere, width=shown.width))
         else:
             whisper("no runs" + ("" if everywhere else f" in namespace {access.namespace}; all namespaces: -A"))
 

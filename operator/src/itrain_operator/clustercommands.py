@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from rich.console import Console
+from rich.console import Console, Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +21,9 @@ from itrain_operator.clusterview import facts, list_row, run_curve, run_view
 from itrain_operator.kubeapi import RUNS, ApiError, pages
 from itrain_operator.render import PHASE_STYLE, curve_table, screen, write
 
+GAP = 2
+NAME_WIDTH, NOTE_WIDTH = 12, 12
+"""Columns below which a name or a note tells nothing."""
 TIMED_OUT = 124
 """Exit code of a wait that was not rewarded in time, as of `timeout(1)`."""
 GIT_WORDS = {
@@ -46,27 +49,23 @@ async def list_runs(access: Access, *, everywhere: bool, labels: str) -> list[Cl
     return sorted((read_run(raw) for raw in found), key=lambda run: (run.namespace, run.name))
 
 
-def list_table(runs: list[ClusterRun], now: datetime, *, everywhere: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold", show_edge=False)
-    for heading in (*(["namespace"] if everywhere else []), "name", "phase", "iter", "stage"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("progress", "best", "age"):
-        table.add_column(heading, no_wrap=True, justify="right")
-    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-    for run in runs:
-        row = list_row(run, now)
-        cells = [row.namespace] if everywhere else []
-        table.add_row(
-            *cells,
-            Text(row.name, style="bold"),
-            Text(row.phase, style=PHASE_STYLE.get(run.status.phase, "cyan")),
-            row.iteration,
-            row.stage,
-            row.progress,
-            row.best,
-            row.age,
-            Text(row.note, style="dim"),
-        )
+def list_table(runs: list[ClusterRun], now: datetime, *, everywhere: bool, width: int) -> Table:
+    """A row for each run; the note takes what is left of `width`. Of the others only names are cut, where they must."""
+    rows = [list_row(run, now) for run in runs]
+    fields = [*(["namespace"] if everywhere else []), "name", "phase", "iter", "stage", "progress", "best", "age"]
+    needed = {name: max(len(name), *(len(getattr(row, name)) for row in rows)) for name in fields}
+    left = width - sum(needed.values()) - GAP * len(fields)
+    needed["name"] = max(NAME_WIDTH, needed["name"] + min(0, left))
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    for name in fields:
+        justify: JustifyMethod = "right" if name in ("progress", "best", "age") else "left"
+        table.add_column(no_wrap=True, min_width=needed[name], max_width=needed[name], justify=justify)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(left, 1))
+    table.add_row(*(Text(name, style="bold") for name in fields), "")
+    for run, row in zip(runs, rows, strict=True):
+        styles = {"name": "bold", "phase": PHASE_STYLE.get(run.status.phase, "cyan")}
+        cells = [Text(getattr(row, name), style=styles.get(name, "")) for name in fields]
+        table.add_row(*cells, Text(row.note if left >= NOTE_WIDTH else "", style="dim"))
     return table
 
 
@@ -74,7 +73,7 @@ def show_run(console: Console, run: ClusterRun, now: datetime) -> None:
     """Stages, what went wrong, and the learning curve."""
     write(console, screen(run_view(run, now), width=console.width, height=0, hint=facts(run)))
     if run.status.phase == Phase.FAILED:
-        write(console, f"failed ({run.status.reason.value}): {run.status.message}")
+        write(console, Group(Text(f"failed ({run.status.reason.value}): {run.status.message}")))
     curve = run_curve(run)
     if curve:
         write(console, "", curve_table(curve, width=console.width, best=best_point(run.status, curve)))

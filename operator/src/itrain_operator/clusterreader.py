@@ -73,7 +73,9 @@ def parse_file(log: str) -> bytes:
     return data
 
 
-async def run_in_pod(access: Access, run: ClusterRun, arguments: list[str], *, send: bool = False) -> str:
+async def run_in_pod(
+    access: Access, run: ClusterRun, arguments: list[str], *, send: bool = False, deadline_s: float = DEADLINE_S
+) -> str:
     """The command's log; the pod is deleted whatever happens. Raises ClusterError with the command's last words."""
     pod = build_reader(run, await _template(access, run), arguments, send=send)
     name = pod["metadata"]["name"]
@@ -82,7 +84,7 @@ async def run_in_pod(access: Access, run: ClusterRun, arguments: list[str], *, s
     except ApiError as error:
         raise explain(error, access, run.name) from error
     try:
-        phase = await _ended(access, name)
+        phase = await _ended(access, name, deadline_s)
         log = await access.cluster.pod_log(access.namespace, name, tail_lines=10_000_000, limit_bytes=LIMIT_BYTES)
     except ApiError as error:
         raise explain(error, access, run.name) from error
@@ -145,11 +147,11 @@ async def _template(access: Access, run: ClusterRun) -> Raw:
     return template
 
 
-async def _ended(access: Access, name: str) -> str:
+async def _ended(access: Access, name: str, deadline_s: float) -> str:
     """The phase in which the pod ended. Raises ClusterError when it does not end in time."""
     pod: Raw = {}
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             while True:
                 pod = await access.cluster.get(PODS, access.namespace, name)
                 phase = str((pod.get("status") or {}).get("phase", ""))
@@ -161,7 +163,7 @@ async def _ended(access: Access, name: str) -> str:
         why = next(
             (c["message"] for c in conditions if c.get("status") == "False" and c.get("message")), "no reason given"
         )
-        raise ClusterError(f"the pod that reads the volume did not run within {DEADLINE_S} s: {why}") from None
+        raise ClusterError(f"the pod that reads the volume did not run within {deadline_s:g} s: {why}") from None
 
 
 async def _delete(access: Access, name: str, uid: str) -> None:

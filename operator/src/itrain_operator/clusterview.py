@@ -14,6 +14,8 @@ from itrain_operator.localview import Live, View, build_view
 from itrain_operator.points import Point, StageFigures, points
 from itrain_operator.sequence import current_ref
 
+SHOWN_GPU_S = 36.0
+"""A hundredth of a GPU-hour; less would show as none."""
 UNSEEN_S = 60.0
 """Seconds after which a run that no operator has touched is worth a word."""
 WAITING_WORDS: Mapping[Reason, str] = {
@@ -121,7 +123,7 @@ def facts(run: ClusterRun) -> str:
     """One line of what the stages do not tell: namespace, GPU-hours, retries, preemptions."""
     status = run.status
     parts = [f"namespace {run.namespace}"]
-    if status.gpu_seconds:
+    if status.gpu_seconds >= SHOWN_GPU_S:
         parts.append(f"{status.gpu_hours or f'{status.gpu_seconds / 3600:.1f}'} GPU-hours")
     for count, one, many in ((status.retries, "retry", "retries"), (status.preemptions, "preemption", "preemptions")):
         if count:
@@ -140,7 +142,7 @@ class Row:
     namespace: str
     name: str
     phase: str
-    iteration: str
+    iter: str
     stage: str
     progress: str
     best: str
@@ -158,7 +160,7 @@ def list_row(run: ClusterRun, now: datetime) -> Row:
         namespace=run.namespace,
         name=run.name,
         phase=status.phase.value,
-        iteration=status.iteration_text,
+        iter=status.iteration_text,
         stage=status.stage.value if running and status.stage is not None else "",
         progress=shown,
         best="" if status.best is None else f"{status.best.value:.3f}",

@@ -56,7 +56,7 @@ def window(lines: tuple[StageLine, ...], rows: int) -> tuple[int, int]:
 def stage_table(view: View, *, width: int, rows: int, spinner: Spinner | None = None) -> Table:
     """A row for each stage: mark, name, time, bar while it runs, and what it said; `rows` at most."""
     table = Table.grid(padding=(0, 1))
-    table.add_column(width=1)
+    table.add_column(width=1, min_width=1)  # a long note must not squeeze the mark away
     table.add_column(no_wrap=True, min_width=22)
     table.add_column(justify="right", min_width=6, no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
