@@ -126,17 +126,32 @@ def parse_documents(text: str, *, source: str) -> list[Any]:
 
 def validate_run(data: object) -> ITrainRun:
     """The run in parsed YAML or JSON; raises SpecError with every problem found."""
-    return validate_model(ITrainRun, data, allowed="a mapping with apiVersion, kind, spec")
+    allowed = "a mapping with apiVersion, kind, spec"
+    return validate_model(ITrainRun, _as_the_server_reads(data), allowed=allowed, strict=True)
 
 
-def validate_model(model: type[AnyModel], data: object, *, allowed: str = "a mapping") -> AnyModel:
-    """Parsed YAML or JSON as a model; raises SpecError with every problem found. `allowed` describes the whole."""
+def validate_model(
+    model: type[AnyModel], data: object, *, allowed: str = "a mapping", strict: bool | None = None
+) -> AnyModel:
+    """Parsed YAML or JSON as a model; raises SpecError with every problem found.
+
+    `allowed` describes the whole; `strict` refuses text for a number, as the API server does.
+    """
     if not isinstance(data, dict):
         raise SpecError("<object>", [SpecProblem(field="YAML", got=type(data).__name__, allowed=allowed)])
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, strict=strict)
     except ValidationError as error:
         raise SpecError("<object>", [_problem(details, model) for details in error.errors()]) from error
+
+
+def _as_the_server_reads(value: Any) -> Any:
+    """Nulls in mappings are dropped, so that defaults apply, and a whole number may be written 42.0."""
+    if isinstance(value, dict):
+        return {key: _as_the_server_reads(below) for key, below in value.items() if below is not None}
+    if isinstance(value, list):
+        return [_as_the_server_reads(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def with_lines(problems: list[SpecProblem], text: str) -> list[SpecProblem]:

@@ -140,8 +140,8 @@ def _plain(raw: Schema) -> Schema:
 def default_of(field: FieldInfo) -> Any:
     """The default as the API server fills it in; None where there is none.
 
-    `{}` lets nested defaults apply, but the server judges a default by the rules of its object before it fills it in: an
-    object with rules has its default written out.
+    `{}` lets nested defaults apply, but the server judges a default by the rules of its object before it fills it in:
+    an object with rules has its default written out.
     """
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined or value is None:
