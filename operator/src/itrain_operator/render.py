@@ -24,6 +24,7 @@ MARKS = {
     LineState.FAILED: ("✗", "red"),
     LineState.INTERRUPTED: ("‖", "yellow"),
 }
+TITLE_WIDTH, TIME_WIDTH, BAR_WIDTH = 22, 6, 20
 NARROW = 72
 """Columns below which progress bars give way to the text."""
 
@@ -56,15 +57,18 @@ def window(lines: tuple[StageLine, ...], rows: int) -> tuple[int, int]:
 def stage_table(view: View, *, width: int, rows: int, spinner: Spinner | None = None) -> Table:
     """A row for each stage: mark, name, time, bar while it runs, and what it said; `rows` at most."""
     table = Table.grid(padding=(0, 1))
-    table.add_column(width=1, min_width=1)  # a long note must not squeeze the mark away
-    table.add_column(no_wrap=True, min_width=22)
-    table.add_column(justify="right", min_width=6, no_wrap=True)
+    table.add_column(width=1)
+    table.add_column(no_wrap=True, min_width=TITLE_WIDTH)
+    table.add_column(justify="right", min_width=TIME_WIDTH, no_wrap=True)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     first, end = window(view.lines, rows)
     if first:
         table.add_row("", Text(f"{first} stages before", style="dim"), "", "")
-    for line in view.lines[first:end]:
-        table.add_row(_mark(line, spinner), _title(line), _time(line), _detail(line, width))
+    shown = view.lines[first:end]
+    title_width = max(TITLE_WIDTH, *(_title(line).cell_len for line in shown))
+    room = width - title_width - TIME_WIDTH - 4
+    for line in shown:
+        table.add_row(_mark(line, spinner), _title(line), _time(line), _detail(line, width, room))
     if end < len(view.lines):
         table.add_row("", Text(f"{len(view.lines) - end} stages after", style="dim"), "", "")
     return table
@@ -89,19 +93,28 @@ def _time(line: StageLine) -> Text:
     return Text("" if line.state == LineState.PLANNED or not line.seconds else duration(line.seconds), style="dim")
 
 
-def _detail(line: StageLine, width: int) -> RenderableType:
+def _detail(line: StageLine, width: int, room: int) -> RenderableType:
+    """Within `room` columns: rich would take what is missing from the other columns, marks and times too."""
     live = line.live
     if line.state != LineState.RUNNING or not live.total:
-        return Text(line.note, style="dim" if line.state == LineState.DONE else "")
+        return _cut(Text(line.note, style="dim" if line.state == LineState.DONE else ""), room)
     eta = f" {duration(live.eta_s)} left" if live.eta_s is not None else ""
     words = Text(f"{100 * live.done // live.total:3d}%{eta}  {line.note}")
     if width < NARROW:
-        return words
+        return _cut(words, room)
     row = Table.grid(padding=(0, 1))
-    row.add_column(width=20)
+    row.add_column(width=BAR_WIDTH)
     row.add_column(no_wrap=True, overflow="ellipsis")
-    row.add_row(ProgressBar(total=live.total, completed=min(live.done, live.total), width=20), words)
+    row.add_row(
+        ProgressBar(total=live.total, completed=min(live.done, live.total), width=BAR_WIDTH),
+        _cut(words, room - BAR_WIDTH - 1),
+    )
     return row
+
+
+def _cut(text: Text, room: int) -> Text:
+    text.truncate(max(1, room), overflow="ellipsis")
+    return text
 
 
 def screen(view: View, *, width: int, height: int, hint: str, spinner: Spinner | None = None) -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console, RenderableType
 
 from itrain_contract.loading import validate_run
@@ -148,6 +149,19 @@ def test_the_plain_display_reports_progress_at_most_every_ten_seconds() -> None:
         "demo: warm-up: running 10/100 (10%)",
         "demo: warm-up: running 20/100 (20%)",
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_long_note_is_cut_and_takes_nothing_from_marks_and_times(width: int) -> None:
+    live = Live(
+        running=1, done=31, total=120, text="310/1200 trees, " + "4,210 pairs, " * 12, seconds=103, paced_at=100
+    )
+    lines = text(screen(view(live), width=width, height=0, hint=""), width=width).splitlines()
+    running = next(line for line in lines if "25%" in line)
+    assert running.startswith("» ")
+    assert "1m43s" in running
+    assert running.rstrip().endswith("…")
+    assert len(running) <= width
 
 
 def test_iteration_0_holds_base_and_warm_up() -> None:
