@@ -12,7 +12,7 @@ from itrain_testing.cluster.controlplane import ControlPlane
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    sessions.build_before_the_first_test(session.items, "cluster", binaries.CONTROL_PLANE)
+    sessions.build_before_the_first_test(session.items, "cluster", binaries.missing)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -63,9 +63,8 @@ def fresh_namespace(access: Access) -> Iterator[str]:
         access.delete_namespace(name)
 
 
-def build_before_the_first_test(items: list[pytest.Item], fixture: str, names: tuple[str, ...]) -> None:
-    """Cold builds take minutes: they happen here, before any test's timeout runs."""
-    if os.environ.get("ITRAIN_TEST_KUBECONFIG") is None and any(
-        fixture in getattr(item, "fixturenames", ()) for item in items
-    ):
-        binaries.missing(names)
+def build_before_the_first_test(items: list[pytest.Item], fixture: str, missing: Callable[[], str]) -> None:
+    """Cold builds take minutes: they happen here, before any test's timeout runs. `missing` builds what it misses."""
+    used = any(fixture in getattr(item, "fixturenames", ()) for item in items)
+    if used and not os.environ.get("ITRAIN_TEST_KUBECONFIG"):
+        missing()

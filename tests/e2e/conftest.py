@@ -1,0 +1,48 @@
+"""A real node for the tests in this folder: real pods on this machine, or on the cluster that the user named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from itrain_testing.cluster import node as nodes
+from itrain_testing.cluster import sessions
+from itrain_testing.cluster.access import Access
+from itrain_testing.cluster.node import Node
+from itrain_testing.gotools import ToolMissingError
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    sessions.build_before_the_first_test(session.items, "pods", nodes.missing)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """For tests that load images, pretend GPUs, or stop kubelet."""
+    if sessions.given_cluster():
+        pytest.skip("ITRAIN_TEST_KUBECONFIG is set: its nodes are not this test's to change")
+    if reason := nodes.missing():
+        sessions.unavailable(reason)
+    try:
+        with nodes.running_node() as started:
+            yield started
+    except ToolMissingError as error:
+        sessions.unavailable(str(error))
+
+
+@pytest.fixture(scope="session")
+def pods(request: pytest.FixtureRequest) -> Access:
+    """A cluster that runs pods, with the CRD in it."""
+    given = sessions.given_cluster()
+    if given is None:
+        started: Node = request.getfixturevalue("node")
+        return started.access
+    given.apply_crd()
+    return given
+
+
+@pytest.fixture
+def namespace(pods: Access) -> Iterator[str]:
+    with sessions.fresh_namespace(pods) as name:
+        yield name
