@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -94,6 +95,7 @@ def itrain(here: Here, capsys: pytest.CaptureFixture[str]) -> Call:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([*map(str, arguments), *(here.place if place else [])])
+        gc.collect()  # a connection that was left open is this call's failure, not a later test's
         out, err = capsys.readouterr()
         return Said(code=int(ended.value.code or 0), out=out, err=err)
 

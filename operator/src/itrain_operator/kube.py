@@ -204,6 +204,9 @@ class KubeCluster:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise UnavailableError(f"GET {path}: {str(error) or 'the stream fell silent'}") from error
         finally:
+            connection = answer.response.connection
+            if connection is not None and connection.transport is not None:
+                connection.transport.abort()  # there is more to come: closing would wait for the server's goodbye
             answer.response.close()
 
     async def _json(self, verb: str, resource: Resource, path: str, **how: Any) -> Raw:

@@ -146,6 +146,29 @@ def test_logs_show_a_stage_and_a_shard(capsys: pytest.CaptureFixture[str], tmp_p
     assert (code, "no log of stage i9/score" in err) == (64, True)
 
 
+def test_logs_in_json_are_a_line_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    here = finished(tmp_path)
+    out = call(capsys, "logs", here.folder, "--stage", "i1/score", "-o", "json")[1]
+    assert [(json.loads(line)["shard"], json.loads(line)["line"]) for line in out.splitlines()] == [
+        (0, "i1/score starts"),
+        (1, "i1/score starts"),
+    ]
+
+
+def test_purge_asks_then_deletes_artifacts_and_state(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    here = finished(tmp_path)
+    (root,) = (tmp_path / "artifacts").iterdir()
+    (root / "model.safetensors").write_text("weights")
+    (tmp_path / "artifacts/another-run").mkdir()
+    code, _, err = call(capsys, "purge", here.folder)
+    assert (code, "add --yes" in err, root.exists()) == (64, True, True)
+    code, out, _ = call(capsys, "purge", here.folder, "--yes")
+    assert (code, out) == (0, f"deleted what was below {root.as_uri()}/\n")
+    assert [path.name for path in (tmp_path / "artifacts").iterdir() if any(path.rglob("*"))] == []
+    assert (tmp_path / "artifacts/another-run").exists()
+    assert call(capsys, "status", here.folder)[0] == 64
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "version")
     assert (code, out.startswith("itrain 0.")) == (0, True)
