@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +19,24 @@ from aiohttp import web
 from kubernetes.aio import client
 
 from itrain_contract.names import LABEL_ATTEMPT, LABEL_ITERATION, LABEL_STAGE
-from itrain_contract.stageio import TerminationSummary
 from itrain_contract.stages import StageKind, StageRef
 from itrain_operator.kube import KubeCluster, load_configuration
 from itrain_operator.kubeapi import PODS, ApiError, ConflictError, NotFoundError, Raw, pages
 from itrain_operator.kubepods import LABEL_INDEX
-from itrain_testing.cluster.pki import Authority
+from itrain_testing.cluster.pki import Authority, KeyPair
 from itrain_testing.daemons import free_port
+from itrain_testing.podstatus import (
+    PodRun,
+    build_ended,
+    build_node_status,
+    build_running,
+    build_waiting,
+    ready_condition,
+    with_conditions,
+)
 
 POLL_S = 0.1
 HEARTBEAT_S = 5.0
-CAPACITY = {"cpu": "4000", "memory": "8Ti", "pods": "20000", "nvidia.com/gpu": "4000", "ephemeral-storage": "8Ti"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PodRun:
-    """How a pod goes: `seconds` of running, then an exit code; a `stuck` one waits for its image for ever."""
-
-    seconds: float = 0.2
-    exit_code: int = 0
-    reason: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    counters: dict[str, float] = field(default_factory=dict)
-    message: str = ""
-    stuck: bool = False
-    log: str = ""
 
 
 PodScript = Callable[[StageRef, int, int], PodRun]
@@ -92,7 +83,7 @@ class SimulatedNode:
             on_request=lambda verb, code: None,
             may_write=lambda: True,
         )
-        logs = await self._serve_logs()
+        logs = await serve_logs(self._pair, self._port, self._log)
         async with client.ApiClient(configuration) as api_client:
             api = client.CoreV1Api(api_client)
             await self._register(api)
@@ -101,7 +92,7 @@ class SimulatedNode:
                 now = time.monotonic()
                 try:
                     if now - beaten >= HEARTBEAT_S:
-                        await api.patch_node_status(self._name, {"status": {"conditions": [_ready_condition()]}})
+                        await api.patch_node_status(self._name, {"status": {"conditions": [ready_condition()]}})
                         beaten = now
                     await self._round(cluster, api, now)
                 except (ApiError, client.ApiException, OSError):
@@ -111,13 +102,7 @@ class SimulatedNode:
         await logs.cleanup()
 
     async def _register(self, api: Any) -> None:
-        status = {
-            "capacity": CAPACITY,
-            "allocatable": CAPACITY,
-            "conditions": [_ready_condition()],
-            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": self._port}},
-        }
+        status = build_node_status(self._port)
         try:
             await api.create_node({"metadata": {"name": self._name}, "status": status})
         except client.ApiException as error:
@@ -125,20 +110,9 @@ class SimulatedNode:
                 raise
         await api.patch_node_status(self._name, {"status": status})
 
-    async def _serve_logs(self) -> web.AppRunner:
-        async def answer(request: web.Request) -> web.Response:
-            self.log_requests += 1
-            lines = self._logs.get(request.match_info["pod"], "").splitlines(keepends=True)
-            return web.Response(text="".join(lines[-int(request.query.get("tailLines", "1000")) :]))
-
-        application = web.Application()
-        application.router.add_get("/containerLogs/{namespace}/{pod}/{container}", answer)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self._pair.certificate, self._pair.key)
-        await web.TCPSite(runner, "127.0.0.1", self._port, ssl_context=context).start()
-        return runner
+    def _log(self, pod: str) -> str:
+        self.log_requests += 1
+        return self._logs.get(pod, "")
 
     async def _round(self, cluster: KubeCluster, api: Any, now: float) -> None:
         async for page in pages(cluster, PODS, "", fields=f"spec.nodeName={self._name}"):
@@ -149,29 +123,26 @@ class SimulatedNode:
         uid, ended = pod["metadata"]["uid"], pod["status"]["phase"] in ("Succeeded", "Failed")
         if "deletionTimestamp" in pod["metadata"]:
             if not ended:
-                await self._patch(cluster, pod, _ended(pod, PodRun(exit_code=143, message="terminated")))
+                await self._patch(cluster, pod, build_ended(pod, PodRun(exit_code=143, message="terminated")))
             await self._remove(api, pod)
         elif ended:
             return
         elif uid not in self._started:
             run = self.script(*_identity(pod))
             if run.stuck:
-                await self._patch(cluster, pod, _waiting())
+                await self._patch(cluster, pod, build_waiting())
                 return
             self._started[uid] = (now, run)
             self._logs[pod["metadata"]["name"]] = run.log
-            await self._patch(cluster, pod, _running())
+            await self._patch(cluster, pod, build_running())
         elif now - self._started[uid][0] >= self._started[uid][1].seconds:
-            await self._patch(cluster, pod, _ended(pod, self._started[uid][1]))
+            await self._patch(cluster, pod, build_ended(pod, self._started[uid][1]))
 
     async def _patch(self, cluster: KubeCluster, pod: Raw, status: Raw) -> None:
         metadata = pod["metadata"]
-        kept = [c for c in pod["status"].get("conditions", []) if c["type"] not in ("Ready", "ContainersReady")]
-        status = {**status, "conditions": [*kept, *status["conditions"]]}
+        patch = {"status": with_conditions(pod, status)}
         with suppress(NotFoundError, ConflictError):
-            await cluster.merge_patch(
-                PODS, metadata["namespace"], metadata["name"], {"status": status}, subresource="status"
-            )
+            await cluster.merge_patch(PODS, metadata["namespace"], metadata["name"], patch, subresource="status")
 
     async def _remove(self, api: Any, pod: Raw) -> None:
         metadata = pod["metadata"]
@@ -182,62 +153,24 @@ class SimulatedNode:
                 raise
 
 
+async def serve_logs(pair: KeyPair, port: int, log_of: Callable[[str], str]) -> web.AppRunner:
+    """A kubelet's way to logs, nothing else of it: `log_of` a pod's name. `cleanup` of what is returned ends it."""
+
+    async def answer(request: web.Request) -> web.Response:
+        lines = log_of(request.match_info["pod"]).splitlines(keepends=True)
+        return web.Response(text="".join(lines[-int(request.query.get("tailLines", "1000")) :]))
+
+    application = web.Application()
+    application.router.add_get("/containerLogs/{namespace}/{pod}/{container}", answer)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(pair.certificate, pair.key)
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
+    return runner
+
+
 def _identity(pod: Raw) -> tuple[StageRef, int, int]:
     labels = pod["metadata"]["labels"]
     ref = StageRef(kind=StageKind(labels[LABEL_STAGE]), iteration=int(labels[LABEL_ITERATION]))
     return ref, int(labels[LABEL_ATTEMPT]), int(labels.get(LABEL_INDEX, 0))
-
-
-def _stamp() -> str:
-    return datetime.now(tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _ready_condition() -> Raw:
-    at = _stamp()
-    return {
-        "type": "Ready",
-        "status": "True",
-        "reason": "Simulated",
-        "lastHeartbeatTime": at,
-        "lastTransitionTime": at,
-    }
-
-
-def _status(phase: str, ready: bool, state: Raw) -> Raw:
-    at = _stamp()
-    container = {
-        "name": "stage",
-        "image": "simulated",
-        "imageID": "",
-        "ready": ready,
-        "restartCount": 0,
-        "state": state,
-    }
-    text = "True" if ready else "False"
-    conditions = [{"type": kind, "status": text, "lastTransitionTime": at} for kind in ("Ready", "ContainersReady")]
-    return {"phase": phase, "startTime": at, "conditions": conditions, "containerStatuses": [container]}
-
-
-def _waiting() -> Raw:
-    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "example.org/itrain:1"'}
-    return _status("Pending", False, {"waiting": waiting})
-
-
-def _running() -> Raw:
-    return _status("Running", True, {"running": {"startedAt": _stamp()}})
-
-
-def _ended(pod: Raw, run: PodRun) -> Raw:
-    summary = TerminationSummary(
-        exit_code=run.exit_code, metrics=run.metrics, counters=run.counters, message=run.message, seconds=run.seconds
-    )
-    terminated = {
-        "exitCode": run.exit_code,
-        "reason": run.reason or ("Error" if run.exit_code else "Completed"),
-        "message": summary.to_message().decode(),
-        "startedAt": pod.get("status", {}).get("startTime") or _stamp(),
-        "finishedAt": _stamp(),
-    }
-    status = _status("Failed" if run.exit_code else "Succeeded", False, {"terminated": terminated})
-    del status["startTime"]
-    return status
