@@ -32,7 +32,7 @@ class WorkQueue(Generic[K]):
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._order = itertools.count()
-        self._active: set[K] = set()
+        self._active: dict[K, float] = {}
         self._failures: dict[K, int] = {}
         self._not_before: dict[K, float] = {}
 
@@ -59,7 +59,7 @@ class WorkQueue(Generic[K]):
             if self._due.get(key) != due or key in self._active:
                 continue  # superseded by an earlier wish, or pushed again by `done`
             del self._due[key]
-            self._active.add(key)
+            self._active[key] = due
             return key
         return None
 
@@ -68,6 +68,14 @@ class WorkQueue(Generic[K]):
         self._failures.pop(key, None)
         self._not_before.pop(key, None)
         self._release(key)
+
+    def again(self, key: K) -> None:
+        """The key succeeded and wants one more pass at once: it keeps the place in the queue that it had.
+
+        The end of a stage and the start of the next are two passes: in a long queue each would wait as long as it is.
+        """
+        self._due[key] = self._active[key]
+        self.done(key)
 
     def failed(self, key: K, now: float, at_least_s: float = 0.0) -> float:
         """The key failed and comes up again after its back-off, which is returned."""
@@ -88,7 +96,7 @@ class WorkQueue(Generic[K]):
         return None
 
     def _release(self, key: K) -> None:
-        self._active.discard(key)
+        self._active.pop(key, None)
         if key in self._due:
             self._push(key)
 
@@ -153,8 +161,11 @@ class WorkerPool(Generic[K]):
             delay = self._queue.failed(key, self._clock(), at_least)
             self._on_failure(key, error, delay)
         else:
-            self._queue.done(key)
-            if wake_s is not None:
+            if wake_s == 0:
+                self._queue.again(key)
+            else:
+                self._queue.done(key)
+            if wake_s:
                 self.add(key, wake_s)
         self._changed.set()
 

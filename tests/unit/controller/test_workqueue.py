@@ -41,6 +41,18 @@ def test_the_earliest_of_several_wishes_holds() -> None:
     assert queue.pop(1000.0) is None
 
 
+def test_a_key_that_wants_one_more_pass_at_once_keeps_its_place_in_the_queue() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a", 0.0)
+    queue.add("b", 1.0)
+    assert queue.pop(2.0) == "a"
+    queue.add("a", 2.0)  # an event comes meanwhile
+    queue.again("a")
+    assert [queue.pop(2.0), queue.pop(2.0)] == ["a", "b"]
+    queue.done("a")
+    assert queue.pop(2.0) is None
+
+
 def test_a_failing_key_waits_longer_each_time_and_no_event_makes_it_come_earlier() -> None:
     queue: WorkQueue[str] = WorkQueue(backoff_s=1.0, max_backoff_s=10.0)
     now, delays = 0.0, []
