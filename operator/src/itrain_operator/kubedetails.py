@@ -90,11 +90,18 @@ class Inspector:
             seen.details = await self._pending(record)
             seen.next_look = now + PENDING_AGAIN_S
         elif seen.state == JobState.ACTIVE and record.shards is None:
-            seen.next_look = now + self._interval_s
+            seen.next_look = now + self._spacing_s()
             if self._rate.take(now):
                 seen.details = await self._progress(record, seen)
         else:
             seen.next_look = float("inf")
+
+    def _spacing_s(self) -> float:
+        """Time between two looks at a Job's progress: as long as it takes to look at all the others in between.
+
+        Runs that came up more often would be turned away, each time at the price of a pass.
+        """
+        return max(self._interval_s, len(self._seen) / self._rate.rate)
 
     async def _pending(self, record: JobRecord) -> JobDetails:
         """Best effort: a run must not stand still because its reason cannot be read."""

@@ -10,7 +10,7 @@ class TokenBucket:
         """`rate` tokens a second, at most `burst` saved up."""
         if rate <= 0 or burst < 1:
             raise ValueError(f"rate must be above 0 and burst at least 1, got {rate} and {burst}")
-        self._rate = rate
+        self.rate = rate
         self._burst = burst
         self._tokens = float(burst)
         self._at = now
@@ -19,7 +19,7 @@ class TokenBucket:
         """Take a token that may not be there yet; how many seconds to wait for it."""
         self._refill(now)
         self._tokens -= 1
-        return max(0.0, -self._tokens / self._rate)
+        return max(0.0, -self._tokens / self.rate)
 
     def take(self, now: float) -> bool:
         """Take a token if there is one."""
@@ -30,5 +30,5 @@ class TokenBucket:
         return True
 
     def _refill(self, now: float) -> None:
-        self._tokens = min(float(self._burst), self._tokens + max(0.0, now - self._at) * self._rate)
+        self._tokens = min(float(self._burst), self._tokens + max(0.0, now - self._at) * self.rate)
         self._at = max(self._at, now)
