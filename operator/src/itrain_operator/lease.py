@@ -71,6 +71,12 @@ def decide(seen: Seen | None, identity: str, now: float) -> Step:
     return Step.WAIT
 
 
+def patience_s(seen: Seen | None, retry_s: float, now: float) -> float:
+    """Until a standby tries again: the usual pause, or the moment at which the Lease runs out if that comes first."""
+    left = seen.since + seen.duration_s - now if seen is not None else 0.0
+    return min(retry_s, left) if left > 0 else retry_s
+
+
 def lease_spec(lease: Raw | None, identity: str, times: LeaseTimes, now: datetime) -> Raw:
     """The Lease's spec once `identity` holds it."""
     old = (lease or {}).get("spec") or {}
@@ -118,7 +124,7 @@ class Leadership:
         """Stand by, lead, and stand by again when leadership was lost; `act` runs while leading, then is cancelled."""
         while True:
             while not await self._try():
-                await asyncio.sleep(self._times.retry_s)
+                await asyncio.sleep(patience_s(self._seen, self._times.retry_s, self._clock()))
             log.info("%s leads", self._identity)
             await self._lead(act)
             log.warning("%s leads no more", self._identity)

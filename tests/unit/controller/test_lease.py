@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from itrain_operator.kubeapi import LEASES, UnavailableError
-from itrain_operator.lease import Leadership, LeaseTimes, Seen, Step, decide, lease_spec, see
+from itrain_operator.lease import Leadership, LeaseTimes, Seen, Step, decide, lease_spec, patience_s, see
 from itrain_testing.fakecluster import FakeCluster, FakeServer
 
 TIMES = LeaseTimes(duration_s=10.0, renew_s=7.0, retry_s=2.0)
@@ -41,6 +41,13 @@ def test_a_renewal_starts_the_time_anew_and_a_second_look_does_not() -> None:
 
 def test_a_released_lease_is_taken_at_once() -> None:
     assert decide(see(lease(""), None, 0.0), "me", 0.0) == Step.TAKE
+
+
+def test_a_standby_looks_at_the_very_moment_at_which_the_lease_runs_out() -> None:
+    seen = see(lease("other"), None, 50.0)
+    assert patience_s(seen, 2.0, 51.0) == 2.0
+    assert patience_s(seen, 2.0, 59.5) == 0.5
+    assert patience_s(seen, 2.0, 60.0) == patience_s(None, 2.0, 60.0) == 2.0
 
 
 def test_taking_over_counts_a_transition_and_renewing_does_not() -> None:
