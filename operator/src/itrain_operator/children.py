@@ -29,13 +29,6 @@ from itrain_operator.settings import OperatorSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """The Job is there, made now or found."""
-
-    template_hash: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NotMade:
     """The server refused, or something else bears the name."""
 
@@ -52,10 +45,11 @@ class ChildKeeper:
         self._cache = cache
         self._settings = settings
 
-    async def create(self, run: Run, action: EnsureJob) -> Made | NotMade:
-        """ConfigMap, Service, Job, in this order. Raises ApiError where trying again may help at once.
+    async def create(self, run: Run, action: EnsureJob) -> NotMade | None:
+        """ConfigMap, Service, Job, in this order; None when the Job is there, made now or found.
 
-        A Job that exists is put into the cache, for the next pass to judge whose it is.
+        Raises ApiError where trying again may help at once. A Job that exists is put into the cache, for the next pass
+        to judge whose it is.
         """
         key = RunKey(namespace=run.namespace, name=run.name)
         try:
@@ -74,7 +68,7 @@ class ChildKeeper:
         except AlreadyExistsError:
             made = await self._cluster.get(JOBS, run.namespace, action.job_name)
         self._cache.note_job(key, parse_job(made))
-        return Made(template_hash=children.template_hash)
+        return None
 
     async def _create_or_keep(self, resource: Resource, manifest: Raw, run: Run) -> _Blocked | None:
         """Create, or find our own; one of ours with other contents is of a pass that died, and is made anew."""

@@ -152,15 +152,15 @@ class Reconciler:
     async def _create(self, run: Run, action: EnsureJob, observed: Observed, made: Plan) -> Plan:
         """Make the Job; a refusal becomes part of what is observed, and of the status of this very pass."""
         key = RunKey(namespace=run.namespace, name=run.name)
-        outcome = await self._children.create(run, action)
-        if isinstance(outcome, NotMade):
-            held = self._held[key] = self._hold(run, action, outcome)
-            log.warning("run %s: %s was not created: %s", key, action.job_name, outcome.refusal.message)
+        refused = await self._children.create(run, action)
+        if refused is not None:
+            held = self._held[key] = self._hold(run, action, refused)
+            log.warning("run %s: %s was not created: %s", key, action.job_name, refused.refusal.message)
             return plan(run, held.show(observed), self._now())
         self._held.pop(key, None)
         self._made[key] = (action.job_name, self._clock())
         log.info("run %s: created %s", key, action.job_name)
-        return replace(made, status=made.status.model_copy(update={"template_hash": outcome.template_hash}))
+        return made
 
     def _hold(self, run: Run, action: EnsureJob, outcome: NotMade) -> _Held:
         former = JobView(
