@@ -96,6 +96,7 @@ def _evaluated(run: Run, ref: StageRef, status: ITrainRunStatus, view: JobView) 
 def advance(run: Run, observed: Observed, status: ITrainRunStatus, now: datetime) -> tuple[ITrainRunStatus, list[Emit]]:
     """Point at the stage after the last completed one; without one the run succeeded.
 
+    The first stage has an event of its own; that a later one starts is said by the success of the one before.
     Starting export fixes the last iteration: `iterations.max` raised afterwards comes too late. Attempts that exist
     already (the status was lost) are adopted.
     """
@@ -107,6 +108,7 @@ def advance(run: Run, observed: Observed, status: ITrainRunStatus, now: datetime
         return ended, [*over, *events]
     attempt = max((view.attempt for view in observed.ours() if view.ref == ref), default=0) or 1
     text = f"attempt {attempt} of {ref}"
+    started = [] if status.completed else [_normal(EventReason.STAGE_STARTED, text)]
     update: dict[str, object] = {
         "stage": ref.kind,
         "iteration": shown_iteration(ref, newest),
@@ -121,7 +123,7 @@ def advance(run: Run, observed: Observed, status: ITrainRunStatus, now: datetime
     }
     if ref == EXPORT and status.last_iteration is None:
         update["last_iteration"] = newest
-    return status.model_copy(update=update), [*over, _normal(EventReason.STAGE_STARTED, text)]
+    return status.model_copy(update=update), [*over, *started]
 
 
 def moving(run: Run, status: ITrainRunStatus, reason: Reason, message: str) -> dict[str, object]:
