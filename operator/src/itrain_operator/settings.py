@@ -222,7 +222,7 @@ class OperatorSettings(SpecModel):
 
     namespaces: Annotated[list[Namespace], Field(max_length=1000)] = []
     """Namespaces that are watched; empty means all of them."""
-    workers: Annotated[int, Field(ge=1, le=256)] = 4
+    workers: Annotated[int, Field(ge=1, le=256)] = 8
     """Runs that are reconciled at a time."""
     resync_seconds: Annotated[int, Field(ge=10, le=86_400)] = 300
     """Every run is looked at this often, whatever the watches say."""
@@ -231,9 +231,9 @@ class OperatorSettings(SpecModel):
     health_port: Port = 8080
     request_timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 30
     """Of one API request."""
-    api_qps: Annotated[float, Field(gt=0.0, le=10_000.0)] = 50.0
-    """API requests per second, in the long run."""
-    api_burst: Annotated[int, Field(ge=1, le=100_000)] = 100
+    api_qps: Annotated[float, Field(gt=0.0, le=10_000.0)] = 200.0
+    """API requests per second, in the long run; a stage that ends and the next one take about ten."""
+    api_burst: Annotated[int, Field(ge=1, le=100_000)] = 400
     """API requests at once."""
     default_pool: Pool = "current"
     """The node pool of runs that name none."""
