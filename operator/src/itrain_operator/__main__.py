@@ -12,7 +12,7 @@ import kopf
 
 from itrain_contract.loading import SpecError
 from itrain_operator import handlers
-from itrain_operator.app import App, own_namespace
+from itrain_operator.app import App, own_identity, own_namespace
 from itrain_operator.kube import NoClusterError, load_configuration
 from itrain_operator.settings import OperatorSettings
 from itrain_operator.settingsfile import DEFAULT_CONFIG, ENV_CONFIG, load_settings
@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     environ = dict(os.environ) | ({ENV_CONFIG: arguments.config} if arguments.config else {})
     try:
         settings = load_settings(environ)
-        return asyncio.run(operate(settings, kubeconfig=arguments.kubeconfig, namespace=own_namespace(environ)))
+        who = {"namespace": own_namespace(environ), "identity": own_identity(environ)}
+        return asyncio.run(operate(settings, kubeconfig=arguments.kubeconfig, **who))
     except (SpecError, NoClusterError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -43,9 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def operate(settings: OperatorSettings, *, kubeconfig: str | None, namespace: str) -> int:
+async def operate(settings: OperatorSettings, *, kubeconfig: str | None, namespace: str, identity: str) -> int:
     """Run until a signal (0) or until a part of the operator broke down (1). Raises NoClusterError."""
-    app = App(settings, await load_configuration(kubeconfig), namespace=namespace)
+    app = App(settings, await load_configuration(kubeconfig), namespace=namespace, identity=identity)
     await kopf.operator(
         registry=kopf.get_default_registry(),
         clusterwide=not settings.namespaces,

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 ENV_NAMESPACE = "POD_NAMESPACE"
+ENV_POD_UID = "POD_UID"
 PASSES_PER_SECOND, PASSES_AT_ONCE = 200.0, 200
 ACT_AGAIN_S = 1.0
 
@@ -47,11 +48,26 @@ def own_namespace(environ: Mapping[str, str]) -> str:
     return SERVICE_ACCOUNT_NAMESPACE.read_text().strip() if SERVICE_ACCOUNT_NAMESPACE.exists() else "default"
 
 
+def own_identity(environ: Mapping[str, str]) -> str:
+    """This process among the candidates for the Lease.
+
+    In a pod that knows its UID it is the pod: a container that was started again has its predecessor's Lease at once,
+    for a pod never has two of them. Elsewhere two processes may share a host, and each is somebody else.
+    """
+    return f"{socket.gethostname()}_{environ.get(ENV_POD_UID) or uuid.uuid4().hex[:8]}"
+
+
 class App:
     """One process. Built inside the event loop in which it runs."""
 
     def __init__(
-        self, settings: OperatorSettings, configuration: Configuration, *, namespace: str, host: str = ""
+        self,
+        settings: OperatorSettings,
+        configuration: Configuration,
+        *,
+        namespace: str,
+        identity: str,
+        host: str = "",
     ) -> None:
         """`namespace` is the operator's own; `host` the address that probes and metrics listen on, all by default."""
         self.settings = settings
@@ -60,7 +76,6 @@ class App:
         self.failure: BaseException | None = None
         self._host = host or None
         self._tasks: list[asyncio.Task[None]] = []
-        identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         self._vitals = Vitals(started=boot_clock(), heartbeat=boot_clock())
         self.cache = Cache()
         self.metrics = Metrics(

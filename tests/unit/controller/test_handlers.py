@@ -11,7 +11,7 @@ import pytest
 
 from itrain_operator import __main__ as entry
 from itrain_operator import handlers
-from itrain_operator.app import own_namespace
+from itrain_operator.app import own_identity, own_namespace
 from itrain_operator.settings import OperatorSettings
 
 
@@ -65,3 +65,8 @@ def test_no_way_into_a_cluster_ends_the_start_with_a_reason(tmp_path: Path, caps
 def test_the_lease_lies_in_the_pods_own_namespace() -> None:
     assert own_namespace({"POD_NAMESPACE": "itrain-system"}) == "itrain-system"
     assert own_namespace({}) == "default"
+
+
+def test_a_container_that_is_started_again_in_its_pod_is_the_same_candidate_and_any_other_process_is_not() -> None:
+    assert own_identity({"POD_UID": "a"}) == own_identity({"POD_UID": "a"}) != own_identity({"POD_UID": "b"})
+    assert own_identity({}) != own_identity({})
