@@ -53,7 +53,7 @@ def list_table(runs: list[ClusterRun], now: datetime, *, everywhere: bool, width
     """A row for each run; the note takes what is left of `width`. Of the others only names are cut, where they must."""
     rows = [list_row(run, now) for run in runs]
     fields = [*(["namespace"] if everywhere else []), "name", "phase", "iter", "stage", "progress", "best", "age"]
-    needed = {name: max(len(name), *(len(getattr(row, name)) for row in rows)) for name in fields}
+    needed = {name: max([len(name), *(len(getattr(row, name)) for row in rows)]) for name in fields}
     left = width - sum(needed.values()) - GAP * len(fields)
     needed["name"] = max(NAME_WIDTH, needed["name"] + min(0, left))
     table = Table.grid(padding=(0, GAP, 0, 0))

@@ -65,7 +65,7 @@ def stage_table(view: View, *, width: int, rows: int, spinner: Spinner | None = 
     if first:
         table.add_row("", Text(f"{first} stages before", style="dim"), "", "")
     shown = view.lines[first:end]
-    title_width = max(TITLE_WIDTH, *(_title(line).cell_len for line in shown))
+    title_width = max([TITLE_WIDTH, *(_title(line).cell_len for line in shown)])
     room = width - title_width - TIME_WIDTH - 4
     for line in shown:
         table.add_row(_mark(line, spinner), _title(line), _time(line), _detail(line, width, room))
