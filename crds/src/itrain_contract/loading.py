@@ -67,22 +67,22 @@ class SpecError(ValueError):
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
 
 
-class _Loader(yaml.SafeLoader):
+class SpecLoader(yaml.SafeLoader):
     """YAML as `kubectl` reads it: `1e-4` is a number, and a key stands once."""
 
 
-_Loader.yaml_implicit_resolvers = {
+SpecLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
+SpecLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
 )
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: SpecLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
@@ -92,7 +92,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+SpecLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def load_run(path: Path) -> ITrainRun:
@@ -115,8 +115,8 @@ def parse_run(text: str, *, source: str = "<text>") -> ITrainRun:
 def parse_documents(text: str, *, source: str) -> list[Any]:
     """The documents of a YAML text that hold anything, as plain data; raises SpecError for what is no YAML."""
     try:
-        # _Loader derives from SafeLoader: it constructs plain data only.
-        return [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+        # SpecLoader derives from SafeLoader: it constructs plain data only.
+        return [d for d in yaml.load_all(text, Loader=SpecLoader) if d is not None]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
@@ -188,7 +188,7 @@ def _lines(text: str) -> dict[str, int]:
                 found.setdefault(f"{path}[{index}]", value.start_mark.line + 1)
                 walk(value, f"{path}[{index}]")
 
-    root = yaml.compose(text, Loader=_Loader)
+    root = yaml.compose(text, Loader=SpecLoader)
     if root is not None:
         walk(root, "")
     return found

@@ -106,6 +106,11 @@ async def credentials(configuration: Configuration) -> Credentials:
     )
 
 
+CLOSING_ROUNDS = 3
+"""Of the event loop: a connection that was aborted lets go of its socket in the next ones, and a loop that ends before
+leaves it open."""
+
+
 class KubeCluster:
     """`Cluster` over HTTP. Use it in one event loop; `close` it in the end."""
 
@@ -133,6 +138,8 @@ class KubeCluster:
 
     async def close(self) -> None:
         await self._client.close()
+        for _ in range(CLOSING_ROUNDS):
+            await asyncio.sleep(0)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Raw:
         return await self._json("GET", resource, resource.path(namespace, name))

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from itrain_contract.immutability import changes_refused
-from itrain_contract.loading import ITrainRun, SpecError, SpecProblem, validate_run
+from itrain_contract.loading import ITrainRun, SpecError, SpecLoader, SpecProblem, validate_run
 from itrain_contract.names import Phase, Reason
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.status import ITrainRunStatus, Progress
@@ -35,7 +35,7 @@ def override(run: ITrainRun, settings: list[str]) -> ITrainRun:
 
 def _value(setting: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=SpecLoader)  # noqa: S506  (it derives from SafeLoader)
     except yaml.YAMLError as error:
         problem = SpecProblem(field="--set", got=repr(setting), allowed="a YAML value after the =")
         raise SpecError("--set", [problem]) from error
