@@ -55,12 +55,22 @@ base-model: $(STAMP) ## pre-train the quickstart's base model again (25 minutes 
 ## --- proof -----------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: $(STAMP) ## every unit, repository and integration test (an S3 server is built with Go on first use)
+test: $(STAMP) ## every unit, repository and integration test (an S3 server and a control plane are built with Go on first use)
 	$(PY) -m pytest tests/unit tests/repo tests/integration
 
 .PHONY: e2e
-e2e: $(STAMP) ## whole runs: local, killed and resumed, against a real S3 server
+e2e: $(STAMP) ## whole runs: local, killed and resumed, against a real S3 server and on a real node (as root)
 	$(PY) -m pytest tests/e2e
+
+CLUSTER := PYTHONPATH=tests/support $(PY) -m itrain_testing.cluster
+
+.PHONY: cluster-up
+cluster-up: $(STAMP) ## a Kubernetes cluster in the background, with the CRD and (as root) a node; prints its KUBECONFIG
+	@$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: $(STAMP) ## end that cluster and remove everything it made
+	@$(CLUSTER) down
 
 .PHONY: verify
 verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated

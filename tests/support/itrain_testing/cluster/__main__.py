@@ -25,6 +25,7 @@ from itrain_testing.cluster import node as nodes
 from itrain_testing.cluster.access import ROOT
 from itrain_testing.cluster.controlplane import ControlPlane
 from itrain_testing.daemons import Daemon
+from itrain_testing.gotools import ToolMissingError
 
 STATE = ROOT / "build/cluster"
 UP_TIMEOUT_S = 360.0
@@ -136,7 +137,11 @@ def main() -> int:
         case "up":
             return up(state, with_node=arguments.node)
         case "serve":
-            return serve(state, with_node=arguments.node)
+            try:
+                return serve(state, with_node=arguments.node)
+            except ToolMissingError as error:
+                print(error, file=sys.stderr)
+                return 1
         case "down":
             return down(state)
         case _:
