@@ -24,6 +24,7 @@ from itrain_testing.daemons import Daemon, free_port, listens
 from itrain_testing.gotools import ToolMissingError, go_tool
 
 PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
+LOOPBACK = "127.0.0.1"
 BUCKET = "itrain"
 ACCESS_KEY = "itrain-test-access"
 SECRET_KEY = "itrain-test-secret"  # of a server that lives on loopback for one test
@@ -57,26 +58,29 @@ def self_signed(folder: Path) -> Certificate:
 
 
 class S3Server:
-    """One server on one folder. `kill` and `start` again keep port and data. With `certificate`, over TLS."""
+    """One server on one folder. `kill` and `start` again keep port and data. With `certificate`, over TLS.
 
-    def __init__(self, folder: Path, certificate: Certificate | None = None) -> None:
+    At another `address` than loopback pods reach it too.
+    """
+
+    def __init__(self, folder: Path, certificate: Certificate | None = None, *, address: str = LOOPBACK) -> None:
         self._data, self._meta = folder / "data", folder / "meta"
         self._certificate = certificate
-        self.port = free_port()
-        command = [str(versitygw()), "--quiet", "--port", f"127.0.0.1:{self.port}"]
+        self._address, self.port = address, free_port(address)
+        command = [str(versitygw()), "--quiet", "--port", f"{address}:{self.port}"]
         if certificate:
             command += ["--cert", str(certificate.file), "--key", str(certificate.key)]
         self._daemon = Daemon(
             "versitygw",
             [*command, "posix", "--sidecar", str(self._meta), str(self._data)],
             log=folder / "server.log",
-            ready=lambda: listens(self.port),
+            ready=lambda: listens(self.port, address),
             env={"ROOT_ACCESS_KEY_ID": ACCESS_KEY, "ROOT_SECRET_ACCESS_KEY": SECRET_KEY},
         )
 
     @property
     def endpoint(self) -> str:
-        return f"{'https' if self._certificate else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self._certificate else 'http'}://{self._address}:{self.port}"
 
     @property
     def environ(self) -> dict[str, str]:
@@ -124,8 +128,10 @@ def admin(environ: dict[str, str]) -> Any:
 
 
 @contextmanager
-def running_server(folder: Path, certificate: Certificate | None = None) -> Iterator[S3Server]:
-    server = S3Server(folder, certificate)
+def running_server(
+    folder: Path, certificate: Certificate | None = None, *, address: str = LOOPBACK
+) -> Iterator[S3Server]:
+    server = S3Server(folder, certificate, address=address)
     server.start()
     try:
         yield server

@@ -56,7 +56,12 @@ class Access:
     def apply_crd(self) -> None:
         """The committed CRD; returns when the API server serves it."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD_FILE))
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD_FILE))
+        # Not `kubectl wait`: it fails at a CRD so young that its status has no conditions yet.
+        eventually(self._crd_is_established, what="the CRD is established")
+
+    def _crd_is_established(self) -> bool:
+        conditions = self.get("-f", str(CRD_FILE)).get("status", {}).get("conditions") or []
+        return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
     def create_namespace(self, name: str) -> None:
         """A namespace in which pods can be created: its default service account exists."""
