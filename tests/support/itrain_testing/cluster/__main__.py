@@ -47,7 +47,7 @@ def up(state: Path, *, with_node: bool) -> int:
                 [
                     sys.executable,
                     "-m",
-                    __spec__.name,
+                    "itrain_testing.cluster",
                     "serve",
                     f"--state={state}",
                     f"--{'' if with_node else 'no-'}node",
