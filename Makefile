@@ -72,6 +72,10 @@ cluster-up: $(STAMP) ## a Kubernetes cluster in the background, with the CRD and
 cluster-down: $(STAMP) ## end that cluster and remove everything it made
 	@$(CLUSTER) down
 
+.PHONY: bench-operator
+bench-operator: $(STAMP) ## the operator with 10, 100 and 1,000 runs: build/bench/operator.json (QUICK=1: 100 runs, 3 minutes)
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.controller
+
 .PHONY: verify
 verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated
 	$(VENV)/bin/ruff format --check --quiet .

@@ -6,6 +6,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ class OperatorProcess(Daemon):
     """`settings` are merged over short intervals that suit a test; `ready` waits for filled caches."""
 
     def __init__(
-        self, folder: Path, *, kubeconfig: Path, namespace: str, name: str = "operator", **settings: Any
+        self,
+        folder: Path,
+        *,
+        kubeconfig: Path,
+        namespace: str,
+        name: str = "operator",
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         """It watches `namespace`, and its Lease lies there."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +41,7 @@ class OperatorProcess(Daemon):
         config = folder / f"{name}.yaml"
         config.write_text(json.dumps(document))
         command = [sys.executable, "-m", "itrain_operator", f"--config={config}", f"--kubeconfig={kubeconfig}"]
-        super().__init__(name, command, log=folder / f"{name}.log", ready=lambda: self.answers("/readyz"))
+        super().__init__(name, command, log=folder / f"{name}.log", ready=lambda: self.answers("/readyz"), env=env)
 
     def answers(self, path: str) -> bool:
         try:

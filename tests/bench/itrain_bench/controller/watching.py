@@ -1,0 +1,38 @@
+"""Every object of a kind and every change of it, as an API server tells, with the moment at which it was read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import aclosing
+
+from itrain_operator.kube import KubeCluster
+from itrain_operator.kubeapi import Raw, Resource, pages
+
+SILENCE_S = 300.0
+"""Bookmarks come every minute: a watch that says nothing for so long is dead, and the measurement with it."""
+
+See = Callable[[Raw, bool, float], None]
+"""An object, whether it was deleted, and when."""
+
+
+async def follow(
+    cluster: KubeCluster, resource: Resource, namespace: str, see: See, clock: Callable[[], float], *, labels: str = ""
+) -> None:
+    """Until it is cancelled. Raises ApiError when the watch breaks: a gap would falsify the times."""
+    version = ""
+    async for page in pages(cluster, resource, namespace, labels=labels):
+        version = page.resource_version
+        for raw in page.items:
+            see(raw, False, clock())
+    while True:
+        asked = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version, "labelSelector": labels}
+        query = [(name, value) for name, value in asked.items() if value]
+        async with aclosing(cluster.lines(resource.path(namespace), query=query, silence_s=SILENCE_S)) as lines:
+            async for line in lines:
+                at, event = clock(), json.loads(line)
+                if event["type"] == "ERROR":
+                    raise RuntimeError(f"the watch of {resource.plural} broke: {event['object'].get('message')}")
+                version = event["object"]["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":
+                    see(event["object"], event["type"] == "DELETED", at)
