@@ -32,6 +32,19 @@ class CappedBackoffs:
             yield BACKOFFS_S[-1]
 
 
+class NothingKept(kopf.DiffBaseStorage):
+    """No snapshot of what was handled: kopf copies every object several times to make one, and nobody asks for it."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
+        return {}
+
+    def fetch(self, *, body: Any) -> None:
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        raise RuntimeError("event handlers keep nothing on an object")
+
+
 def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> None:
     """kopf's settings (API document, "Reconcile"); its inactivity_timeout stays: it notices a watch that died."""
     settings.posting.enabled = False
@@ -41,6 +54,7 @@ def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> None:
     settings.networking.error_backoffs = CappedBackoffs()
     settings.watching.chunk_size = PAGE_SIZE
     settings.queueing.idle_timeout = IDLE_S
+    settings.persistence.diffbase_storage = NothingKept()
     settings.watching.label_selectors["batch", "v1", "jobs"] = LABEL_RUN
 
 

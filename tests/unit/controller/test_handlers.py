@@ -38,6 +38,15 @@ def test_kopf_posts_no_events_joins_no_peering_and_keeps_its_watchdog() -> None:
     assert settings.queueing.idle_timeout < 1
 
 
+def test_no_copy_of_an_object_is_made_for_kopfs_own_books() -> None:
+    settings = kopf.OperatorSettings()
+    handlers.configure(settings, OperatorSettings())
+    storage = settings.persistence.diffbase_storage
+    assert (storage.build(body=kopf.Body({"spec": {"a": 1}})), storage.fetch(body=kopf.Body({}))) == ({}, None)
+    with pytest.raises(RuntimeError, match="keep nothing"):
+        storage.store(body=kopf.Body({}), patch=kopf.Patch(), essence=kopf.BodyEssence({}))
+
+
 def test_in_given_namespaces_nothing_is_scanned() -> None:
     settings = kopf.OperatorSettings()
     handlers.configure(settings, OperatorSettings(namespaces=["team"]))
