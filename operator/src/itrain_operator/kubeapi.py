@@ -177,8 +177,12 @@ class Cluster(Protocol):
         fields: str = "",
         limit: int = PAGE_SIZE,
         next_page: str = "",
+        cached: bool = False,
     ) -> Page:
-        """One page, read from the newest state."""
+        """One page, read from the newest state; if `cached`, everything as the server's cache has it, maybe of before.
+
+        The newest state costs an older server a walk over all objects of the namespace, however few are asked for.
+        """
 
     async def create(self, resource: Resource, namespace: str, manifest: Raw) -> Raw: ...
 

@@ -125,11 +125,21 @@ class Inspector:
         return str(last.get("message", ""))
 
     async def _ended(self, record: JobRecord) -> JobDetails:
-        pods = await self._ended_pods(record)
+        simple = record.shards is None and record.state() == JobState.COMPLETE
+        pods = (await self._succeeded_pods(record) if simple else []) or await self._ended_pods(record)
         details, decisive = ended_details(record, pods)
         if decisive:
             details = replace(details, log_tail=await self._log(record, decisive, LOG_TAIL_LINES, LOG_TAIL_BYTES))
         return details
+
+    async def _succeeded_pods(self, record: JobRecord) -> list[PodFacts]:
+        """Pods of a completed unsharded Job as the server's cache has them; none while it does not have them all.
+
+        What a pod that succeeded said never changes: a cache that is behind can only lack it.
+        """
+        page = await self._cluster.list(PODS, record.namespace, labels=_selector(record), cached=True)
+        pods = [parse_pod(raw) for raw in page.items]
+        return pods if sum(pod.phase == "Succeeded" for pod in pods) >= record.completions else []
 
     async def _ended_pods(self, record: JobRecord) -> list[PodFacts]:
         """Pods of an ended Job: all of them where their counters are summed, as far as the bound goes."""

@@ -82,6 +82,8 @@ class Reconciler:
         self._held: dict[RunKey, _Held] = {}
         self._watched: dict[RunKey, frozenset[str]] = {}
         self._made: dict[RunKey, tuple[str, float]] = {}
+        self._listed: dict[RunKey, str] = {}
+        """The version of the run up to which the cache is known to hold all its Jobs."""
 
     async def reconcile(self, key: RunKey) -> float | None:
         """One pass; seconds until the next one is wanted, None to wait for events. Raises ApiError."""
@@ -182,7 +184,9 @@ class Reconciler:
     async def _refresh(self, record: RunRecord) -> RunRecord | None:
         """The run and its Jobs as they are on the server: nothing is made on the word of a cache.
 
-        None when there is nothing to be made any more.
+        A Job is made only after a status that points at it was stored. If the run is as this process wrote it after it
+        had listed the Jobs, nobody else has made one, and the list is spared. None when there is nothing to be made any
+        more.
         """
         key = record.key
         try:
@@ -192,10 +196,13 @@ class Reconciler:
         fresh = self._cache.run(key)
         if fresh is None or fresh.deleting:
             return None
+        if self._listed.get(key) == fresh.resource_version:
+            return fresh
         jobs = []
         async for page in pages(self._cluster, JOBS, key.namespace, labels=f"{LABEL_RUN}={key.name}"):
             jobs += page.items
         self._cache.set_jobs(key, jobs)
+        self._listed[key] = fresh.resource_version
         return fresh
 
     async def _reject(self, record: RunRecord, message: str) -> float | None:
@@ -221,6 +228,8 @@ class Reconciler:
             self._cache.forget_run(key, record.uid)
             return
         self._cache.put_run(stored)
+        if self._listed.get(key) == record.resource_version:
+            self._listed[key] = stored["metadata"]["resourceVersion"]
         self._on_written(old, new)
 
     def _wake(self, record: RunRecord, run: Run, made: Plan) -> float | None:
@@ -257,6 +266,7 @@ class Reconciler:
     def _forget(self, key: RunKey) -> None:
         self._held.pop(key, None)
         self._made.pop(key, None)
+        self._listed.pop(key, None)
         self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
 
     def _now(self) -> datetime:

@@ -160,6 +160,7 @@ class FakeCluster:
         fields: str = "",
         limit: int = 250,
         next_page: str = "",
+        cached: bool = False,
     ) -> Page:
         await self._travel()
 
