@@ -11,6 +11,7 @@ from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef, stage_sequence
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.points import StageFigures, points
+from itrain_operator.progress import remaining_s
 from itrain_operator.sequence import current_ref
 
 
@@ -41,9 +42,8 @@ class Live:
     @property
     def eta_s(self) -> float | None:
         """By the pace so far; None before there is one."""
-        if not 0 < self.done < self.total or self.paced_at <= 0:
-            return None
-        return max(0.0, self.paced_at * (self.total - self.done) / self.done - (self.seconds - self.paced_at))
+        left = remaining_s(self.paced_at, self.done, self.total) if self.done < self.total else None
+        return None if left is None else max(0.0, left - (self.seconds - self.paced_at))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,26 +24,35 @@ STATUS_METRICS = 64
 HISTORY_METRICS = 32
 TEXT_LIMIT = 128
 MESSAGE_LIMIT = 512
+PACE_FROM = 0.05
+"""Share of the work from which on the pace so far says something: before it, loading a model is most of the time."""
 
 
 def progress(view: JobView, attempt_seconds: float) -> Progress:
     """How far the stage is: as it reports itself, else by its completed shards.
 
-    The remaining time is the running time so far, carried on at the same rate.
+    The remaining time is the running time so far, carried on at the same rate; none is told while that says nothing.
     """
     done, total = view.progress_done, view.progress_total
     if total <= 0 and view.shards is not None:
         done, total = len(view.completed), view.shards
     total = max(0, total)
     done = min(max(0, done), total)
-    eta = round(attempt_seconds * (total - done) / done) if done and attempt_seconds > 0 else None
+    left = remaining_s(attempt_seconds, done, total)
     return Progress(
         done=done,
         total=total,
         percent=100 * done // total if total else 0,
-        eta_seconds=eta,
+        eta_seconds=None if left is None else round(left),
         text=view.progress_text[:TEXT_LIMIT],
     )
+
+
+def remaining_s(seconds: float, done: int, total: int) -> float | None:
+    """The time for what is left at the pace of what was done in `seconds`; None before there is a pace."""
+    if seconds <= 0 or done <= 0 or done < PACE_FROM * total:
+        return None
+    return seconds * (total - done) / done
 
 
 def current_job(view: JobView) -> CurrentJob:

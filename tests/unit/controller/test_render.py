@@ -63,6 +63,7 @@ def test_the_remaining_time_is_that_of_the_pace_and_runs_down_between_steps() ->
     assert Live(done=25, total=100, seconds=400.0, paced_at=30.0).eta_s == 0.0
     assert Live(done=0, total=100, seconds=5.0, paced_at=5.0).eta_s is None
     assert Live(done=100, total=100, seconds=5.0, paced_at=5.0).eta_s is None
+    assert Live(done=1, total=111, seconds=9.0, paced_at=9.0).eta_s is None  # loading the model is most of it
 
 
 def test_durations_are_short() -> None:
