@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "images": {"cpu": {"pipeline": hostpython.IMAGE}},
     "defaultPool": "cpu",
     "imagePullPolicy": "Never",
-    "defaultResources": {kind: {"requests": {"cpu": "100m"}} for kind in ("data", "training", "inference")},
+    "defaultResources": {kind: {"requests": {"cpu": "400m"}} for kind in ("data", "training", "inference")},
 }
 
 
