@@ -21,6 +21,8 @@ from itrain_operator.kubeapi import ApiError, Raw
 from itrain_operator.kubedetails import Inspector
 from itrain_operator.lease import Leadership, LeaseTimes
 from itrain_operator.metrics import Metrics
+from itrain_operator.podcache import PodCache
+from itrain_operator.podwatch import PodWatch
 from itrain_operator.ratelimit import TokenBucket
 from itrain_operator.reconcile import Reconciler
 from itrain_operator.resync import Resync
@@ -78,6 +80,7 @@ class App:
         self._tasks: list[asyncio.Task[None]] = []
         self._vitals = Vitals(started=boot_clock(), heartbeat=boot_clock())
         self.cache = Cache()
+        self.pods = PodCache()
         self.metrics = Metrics(
             phases=self.cache.phases,
             queue_depth=lambda: self._pool.depth(),
@@ -138,6 +141,7 @@ class App:
             cache=self.cache,
             inspector=Inspector(
                 self._cluster,
+                self.pods,
                 clock=boot_clock,
                 progress_interval_s=progress.interval_seconds,
                 progress_rate=TokenBucket(rate=rate, burst=max(1, round(rate)), now=boot_clock()),
@@ -164,6 +168,8 @@ class App:
         )
         self._spawn(beat(self._vitals, boot_clock), "heartbeat")
         self._spawn(self._resync.run(), "resync")
+        for watched in self.settings.namespaces or ("",):
+            self._spawn(PodWatch(self._cluster, self.pods, watched).run(), f"watch of pods {watched}")
         self._spawn(self._act() if self._leadership is None else self._leadership.run(self._act), "leadership")
 
     async def stop(self) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from itrain_operator.clusteraccess import Access, explain
 from itrain_operator.clusterruns import ClusterRun, read_run
-from itrain_operator.kubeapi import RUNS, ApiError, NotFoundError, Raw, RefusedError, UnavailableError
+from itrain_operator.kubeapi import RUNS, ApiError, ExpiredError, NotFoundError, RefusedError, watch_event
 
 WATCH_S = 45
 """A watch is asked to end after this long; the next one starts from a fresh read."""
@@ -50,13 +49,16 @@ async def follow(access: Access, name: str) -> AsyncGenerator[Seen]:
             if raw["metadata"]["resourceVersion"] != version:
                 version = raw["metadata"]["resourceVersion"]
                 yield run
-            async with aclosing(_watch(access, name, version)) as events:
-                async for event in events:
-                    if event is None or event.uid != uid:
-                        yield Gone()
-                        return
-                    version = event.raw["metadata"]["resourceVersion"]
-                    yield event
+            try:
+                async with aclosing(_watch(access, name, version)) as events:
+                    async for event in events:
+                        if event is None or event.uid != uid:
+                            yield Gone()
+                            return
+                        version = event.raw["metadata"]["resourceVersion"]
+                        yield event
+            except ExpiredError:
+                pass  # too far behind: it is read anew
             await asyncio.sleep(AGAIN_S[0])
         except NotFoundError as error:
             if not uid:
@@ -83,19 +85,9 @@ async def _watch(access: Access, name: str, version: str) -> AsyncGenerator[Clus
     path = RUNS.path(access.namespace)
     async with aclosing(access.cluster.lines(path, query=query, silence_s=SILENCE_S)) as lines:
         async for line in lines:
-            kind, raw = _event(line)
-            if kind == "ERROR":  # the version is too old: read anew
-                return
+            kind, raw = watch_event(line)
             if kind == "DELETED":
                 yield None
                 return
             if kind in ("ADDED", "MODIFIED"):
                 yield read_run(raw)
-
-
-def _event(line: str) -> tuple[str, Raw]:
-    try:
-        event = json.loads(line)
-        return str(event["type"]), event["object"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UnavailableError(f"the watch told no event: {line[:100]!r}") from error

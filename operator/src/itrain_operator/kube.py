@@ -153,10 +153,8 @@ class KubeCluster:
         fields: str = "",
         limit: int = PAGE_SIZE,
         next_page: str = "",
-        cached: bool = False,
     ) -> Page:
-        size = {"resourceVersion": "0"} if cached else {"limit": str(limit), "continue": next_page}
-        asked = {**size, "labelSelector": labels, "fieldSelector": fields}
+        asked = {"limit": str(limit), "continue": next_page, "labelSelector": labels, "fieldSelector": fields}
         query = [(name, value) for name, value in asked.items() if value]
         found = await self._json("GET", resource, resource.path(namespace), query=query)
         metadata = found.get("metadata", {})

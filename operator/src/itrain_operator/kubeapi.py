@@ -177,12 +177,8 @@ class Cluster(Protocol):
         fields: str = "",
         limit: int = PAGE_SIZE,
         next_page: str = "",
-        cached: bool = False,
     ) -> Page:
-        """One page, read from the newest state; if `cached`, everything as the server's cache has it, maybe of before.
-
-        The newest state costs an older server a walk over all objects of the namespace, however few are asked for.
-        """
+        """One page, read from the newest state: a walk over all objects of the namespace, however few are asked for."""
 
     async def create(self, resource: Resource, namespace: str, manifest: Raw) -> Raw: ...
 
@@ -210,6 +206,18 @@ async def pages(
         next_page = page.next
         if not next_page:
             return
+
+
+def watch_event(line: str) -> tuple[str, Raw]:
+    """Kind and object of a watch's line. Raises the typed error that the server sent in its place."""
+    try:
+        event = json.loads(line)
+        kind, raw = str(event["type"]), event["object"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UnavailableError(f"the watch told no event: {line[:100]!r}") from error
+    if kind == "ERROR":
+        raise api_error(int(raw.get("code") or 500), json.dumps(raw), {})
+    return kind, raw
 
 
 def merge_diff(old: Raw, new: Raw) -> Raw:

@@ -1,5 +1,5 @@
-"""Looks at the pods of the Job under way, as seldom as possible: while it waits, once when it has ended, and now and
-then for the progress line in its log.
+"""Looks at the pods of the Job under way: while it waits, once when it has ended, and now and then for the progress
+line in its log. Pods come from the watch; the server is asked for them while that is broken, and where a Job failed.
 
 Nothing here decides; what was found is remembered per Job for as long as it is news, so that the passes in between cost
 no request.
@@ -14,15 +14,23 @@ from dataclasses import dataclass, replace
 
 from itrain_operator.kubeapi import EVENTS, PODS, ApiError, Cluster, NotFoundError, pages
 from itrain_operator.kubeobserve import NO_DETAILS, JobDetails, JobRecord
-from itrain_operator.kubepods import PodFacts, ended_details, parse_pod, parse_progress, pending_details
+from itrain_operator.kubepods import (
+    PodFacts,
+    ended_details,
+    parse_pod,
+    parse_progress,
+    pending_details,
+    told_everything,
+)
 from itrain_operator.observed import JobState
+from itrain_operator.podcache import LABEL_JOB_UID, PodCache
 from itrain_operator.ratelimit import TokenBucket
 
 log = logging.getLogger(__name__)
 
 PENDING_AGAIN_S = 20.0
 """A waiting Job is looked at this often: its reason shows within a minute."""
-FIRST_LOOK_S = 3.0
+FIRST_LOOK_S = 5.0
 """A Job that was just made gets this long to start before anybody asks why it has not."""
 PENDING_PODS = 20
 ENDED_PODS = 100
@@ -49,9 +57,16 @@ class Inspector:
     """Details of Jobs, by UID. `clock` gives seconds that never run backwards."""
 
     def __init__(
-        self, cluster: Cluster, *, clock: Callable[[], float], progress_interval_s: float, progress_rate: TokenBucket
+        self,
+        cluster: Cluster,
+        pods: PodCache,
+        *,
+        clock: Callable[[], float],
+        progress_interval_s: float,
+        progress_rate: TokenBucket,
     ) -> None:
         self._cluster = cluster
+        self._pods = pods
         self._clock = clock
         self._interval_s = progress_interval_s
         self._rate = progress_rate
@@ -106,10 +121,7 @@ class Inspector:
     async def _pending(self, record: JobRecord) -> JobDetails:
         """Best effort: a run must not stand still because its reason cannot be read."""
         try:
-            page = await self._cluster.list(
-                PODS, record.namespace, labels=_selector(record), fields="status.phase=Pending", limit=PENDING_PODS
-            )
-            found = pending_details(parse_pod(raw) for raw in page.items)
+            found = pending_details(await self._pods_in(record, "Pending", PENDING_PODS))
             if found.reason or record.active:
                 return found
             return pending_details((), await self._refusal(record))
@@ -125,21 +137,21 @@ class Inspector:
         return str(last.get("message", ""))
 
     async def _ended(self, record: JobRecord) -> JobDetails:
-        simple = record.shards is None and record.state() == JobState.COMPLETE
-        pods = (await self._succeeded_pods(record) if simple else []) or await self._ended_pods(record)
+        known = self._pods.of(record.namespace, record.uid)
+        pods = known if known is not None and told_everything(record, known) else await self._ended_pods(record)
         details, decisive = ended_details(record, pods)
         if decisive:
             details = replace(details, log_tail=await self._log(record, decisive, LOG_TAIL_LINES, LOG_TAIL_BYTES))
         return details
 
-    async def _succeeded_pods(self, record: JobRecord) -> list[PodFacts]:
-        """Pods of a completed unsharded Job as the server's cache has them; none while it does not have them all.
-
-        What a pod that succeeded said never changes: a cache that is behind can only lack it.
-        """
-        page = await self._cluster.list(PODS, record.namespace, labels=_selector(record), cached=True)
-        pods = [parse_pod(raw) for raw in page.items]
-        return pods if sum(pod.phase == "Succeeded" for pod in pods) >= record.completions else []
+    async def _pods_in(self, record: JobRecord, phase: str, limit: int) -> list[PodFacts]:
+        """Pods of the Job in a phase; when the server must be asked, `limit` of them."""
+        known = self._pods.of(record.namespace, record.uid)
+        if known is not None:
+            return [pod for pod in known if pod.phase == phase]
+        fields = f"status.phase={phase}"
+        page = await self._cluster.list(PODS, record.namespace, labels=_selector(record), fields=fields, limit=limit)
+        return [parse_pod(raw) for raw in page.items]
 
     async def _ended_pods(self, record: JobRecord) -> list[PodFacts]:
         """Pods of an ended Job: all of them where their counters are summed, as far as the bound goes."""
@@ -171,10 +183,8 @@ class Inspector:
         return replace(seen.details, progress_done=done, progress_total=total, progress_text=said)
 
     async def _running_pod(self, record: JobRecord) -> str:
-        page = await self._cluster.list(
-            PODS, record.namespace, labels=_selector(record), fields="status.phase=Running", limit=ENDED_PODS
-        )
-        pods = sorted((parse_pod(raw) for raw in page.items), key=lambda pod: (pod.index or 0, pod.name))
+        running = await self._pods_in(record, "Running", ENDED_PODS)
+        pods = sorted(running, key=lambda pod: (pod.index or 0, pod.name))
         return pods[0].name if pods else ""
 
     async def _log(self, record: JobRecord, pod: str, lines: int, size: int) -> str:
@@ -190,4 +200,4 @@ class Inspector:
 
 
 def _selector(record: JobRecord) -> str:
-    return f"batch.kubernetes.io/controller-uid={record.uid}"
+    return f"{LABEL_JOB_UID}={record.uid}"

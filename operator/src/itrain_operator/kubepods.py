@@ -121,6 +121,20 @@ def ended_details(record: JobRecord, pods: list[PodFacts]) -> tuple[JobDetails, 
     )
 
 
+def told_everything(record: JobRecord, pods: list[PodFacts]) -> bool:
+    """Whether pods seen by a watch are all that there is to know of an ended Job.
+
+    What a pod that succeeded said never changes, so a completed Job is known once they are all there. Of a failed one a
+    watch that is behind may lack the pod that matters.
+    """
+    if record.state() != JobState.COMPLETE:
+        return False
+    done = [pod for pod in pods if pod.phase == "Succeeded"]
+    if record.shards is None:
+        return len(done) >= record.completions
+    return len(done) >= record.succeeded and indexes(record.completed) <= {pod.index for pod in done}
+
+
 def decisive_pod(record: JobRecord, pods: list[PodFacts]) -> PodFacts | None:
     """The failed pod that tells most: a final exit code before others, lack of memory before a plain kill.
 

@@ -30,7 +30,9 @@ from itrain_operator.sequence import current_ref
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 2.0
+FRESH_S = 2.0
+"""So old may be what the server said of a run when its next Job is made."""
+SETTLE_S = 5.0
 """A Job just made is left to start for so long: that it waits is no news before that, and not worth a status write."""
 REFUSED_AGAIN_S = 60.0
 FORMER_AGAIN_S = 5.0
@@ -84,6 +86,8 @@ class Reconciler:
         self._made: dict[RunKey, tuple[str, float]] = {}
         self._listed: dict[RunKey, str] = {}
         """The version of the run up to which the cache is known to hold all its Jobs."""
+        self._stored: dict[RunKey, float] = {}
+        """When the server last answered with the run as a write of this process made it."""
 
     async def reconcile(self, key: RunKey) -> float | None:
         """One pass; seconds until the next one is wanted, None to wait for events. Raises ApiError."""
@@ -185,10 +189,13 @@ class Reconciler:
         """The run and its Jobs as they are on the server: nothing is made on the word of a cache.
 
         A Job is made only after a status that points at it was stored. If the run is as this process wrote it after it
-        had listed the Jobs, nobody else has made one, and the list is spared. None when there is nothing to be made any
-        more.
+        had listed the Jobs, nobody else has made one, and the list is spared; if that was a moment ago, the server has
+        just told how the run is. None when there is nothing to be made any more.
         """
         key = record.key
+        complete = self._listed.get(key) == record.resource_version
+        if complete and self._clock() - self._stored.get(key, float("-inf")) < FRESH_S:
+            return record
         try:
             self._cache.put_run(await self._cluster.get(RUNS, key.namespace, key.name))
         except NotFoundError:
@@ -230,6 +237,7 @@ class Reconciler:
         self._cache.put_run(stored)
         if self._listed.get(key) == record.resource_version:
             self._listed[key] = stored["metadata"]["resourceVersion"]
+        self._stored[key] = self._clock()
         self._on_written(old, new)
 
     def _wake(self, record: RunRecord, run: Run, made: Plan) -> float | None:
@@ -267,6 +275,7 @@ class Reconciler:
         self._held.pop(key, None)
         self._made.pop(key, None)
         self._listed.pop(key, None)
+        self._stored.pop(key, None)
         self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
 
     def _now(self) -> datetime:

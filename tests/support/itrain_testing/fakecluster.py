@@ -160,7 +160,6 @@ class FakeCluster:
         fields: str = "",
         limit: int = 250,
         next_page: str = "",
-        cached: bool = False,
     ) -> Page:
         await self._travel()
 

@@ -16,6 +16,7 @@ from itrain_operator.events import EventPoster
 from itrain_operator.health import Vitals
 from itrain_operator.kubeapi import JOBS, RUNS, ApiError, Raw
 from itrain_operator.kubedetails import Inspector
+from itrain_operator.podcache import PodCache
 from itrain_operator.ratelimit import TokenBucket
 from itrain_operator.reconcile import Reconciler
 from itrain_operator.resync import Resync
@@ -68,6 +69,7 @@ class FakeOperator:
             cache=self.cache,
             inspector=Inspector(
                 cluster,
+                PodCache(),
                 clock=self._clock,
                 progress_interval_s=15.0,
                 progress_rate=TokenBucket(rate=2.0, burst=2, now=self._clock()),

@@ -6,6 +6,7 @@ import asyncio
 
 from itrain_operator.kubedetails import Inspector
 from itrain_operator.kubeobserve import parse_job
+from itrain_operator.podcache import PodCache
 from itrain_operator.ratelimit import TokenBucket
 from itrain_testing.fakecluster import FakeCluster, FakeServer
 
@@ -17,6 +18,7 @@ def wishes_after_an_hour(jobs: int) -> int:
     now = 0.0
     inspector = Inspector(
         FakeCluster(FakeServer()),
+        PodCache(),
         clock=lambda: now,
         progress_interval_s=INTERVAL_S,
         progress_rate=TokenBucket(rate=2.0, burst=2),
