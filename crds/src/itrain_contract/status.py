@@ -133,6 +133,8 @@ class ITrainRunStatus(SpecModel):
     attempt: int = 0
     """Attempt of the current stage that exists or is to be made; 0 before the first."""
     progress: Progress = Progress()
+    progress_text: Short = ""
+    """Progress in one line, for `kubectl get`."""
     start_time: datetime | None = None
     completion_time: datetime | None = None
     conditions: Annotated[list[Condition], Field(max_length=8)] = []
@@ -155,6 +157,8 @@ class ITrainRunStatus(SpecModel):
     """Running time so far: suspended and queued time does not count."""
     last_observed_time: datetime | None = None
     best: Best | None = None
+    best_text: Short = ""
+    """The best value and its iteration, for `kubectl get`."""
     last_iteration: int | None = None
     """Set once it is decided, by an early stop or because export starts: no iteration after this one starts."""
     without_gain: int = 0

@@ -60,6 +60,8 @@ class JobRecord:
     ready: int
     succeeded: int
     failed: int
+    finishing: bool
+    """Pods have ended that the Job controller has not counted yet."""
     completed: str
     failed_indexes: str
     created: datetime | None
@@ -82,7 +84,7 @@ class JobRecord:
             return JobState.COMPLETE if self.outcome == COMPLETE else JobState.FAILED
         if self.suspended:
             return JobState.WAITING
-        return JobState.ACTIVE if self.ready or self.succeeded or self.failed else JobState.PENDING
+        return JobState.ACTIVE if self.ready or self.succeeded or self.failed or self.finishing else JobState.PENDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,7 @@ def parse_job(raw: Raw) -> JobRecord:
         ready=status.get("ready") or 0,
         succeeded=status.get("succeeded") or 0,
         failed=status.get("failed") or 0,
+        finishing=any((status.get("uncountedTerminatedPods") or {}).values()),
         completed=status.get("completedIndexes", ""),
         failed_indexes=status.get("failedIndexes", ""),
         created=parse_time(metadata.get("creationTimestamp")),

@@ -21,7 +21,7 @@ from itrain_operator.actions import Action, DeleteJob, Emit, EnsureJob, EventRea
 from itrain_operator.advance import advance, latch, moving
 from itrain_operator.conditions import merge_conditions, wanted_conditions
 from itrain_operator.observed import JobState, JobView, Observed, Run
-from itrain_operator.progress import clip, current_job, iteration_text, progress
+from itrain_operator.progress import best_text, clip, current_job, iteration_text, progress, progress_text
 from itrain_operator.sequence import current_ref, stage_input
 from itrain_operator.terminal import plan_terminal
 
@@ -164,6 +164,8 @@ def _finish(
         update={
             "observed_generation": max(old.observed_generation, run.generation),
             "iteration_text": iteration_text(run.spec, status),
+            "progress_text": progress_text(status),
+            "best_text": best_text(status),
         }
     )
     deleting = any(isinstance(action, DeleteJob) for action in actions)

@@ -24,6 +24,8 @@ STATUS_METRICS = 64
 HISTORY_METRICS = 32
 TEXT_LIMIT = 128
 MESSAGE_LIMIT = 512
+TABLE_LIMIT = 40
+"""Of a cell in `kubectl get`, so that a row stays a line."""
 PACE_FROM = 0.05
 """Share of the work from which on the pace so far says something: before it, loading a model is most of the time."""
 
@@ -94,6 +96,22 @@ def iteration_text(spec: ITrainRunSpec, status: ITrainRunStatus) -> str:
     """`2/3`: the iteration under way of those that are to run."""
     last = spec.iterations.max if status.last_iteration is None else status.last_iteration
     return f"{status.iteration}/{last}"
+
+
+def progress_text(status: ITrainRunStatus) -> str:
+    """`46% loss 0.65`, `1/2` where only shards count; empty once nothing is under way."""
+    shown = status.progress
+    if status.phase.terminal:
+        return ""
+    if not shown.total:
+        return shown.text[:TABLE_LIMIT]
+    words = f"{shown.percent}% {shown.text}" if shown.text else f"{shown.done}/{shown.total}"
+    return words[:TABLE_LIMIT]
+
+
+def best_text(status: ITrainRunStatus) -> str:
+    """`0.624 i1`: the best value of the deciding metric, and the iteration that reached it."""
+    return "" if status.best is None else f"{status.best.value:.4g} i{status.best.iteration}"
 
 
 def select_metrics(metrics: Mapping[str, float], first: str, limit: int) -> list[Metric]:

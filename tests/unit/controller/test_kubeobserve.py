@@ -79,6 +79,8 @@ def view(raw: dict[str, Any], details: JobDetails | None = None) -> JobView:
         ({"startTime": "2026-11-25T16:17:57Z", "active": 3, "ready": 0, "terminating": 0}, JobState.PENDING),
         ({"active": 3, "ready": 2}, JobState.ACTIVE),
         ({"active": 1, "ready": 0, "failed": 1}, JobState.ACTIVE),
+        ({"active": 0, "ready": 0, "uncountedTerminatedPods": {"succeeded": ["pod-uid"]}}, JobState.ACTIVE),
+        ({"active": 1, "ready": 0, "uncountedTerminatedPods": {}}, JobState.PENDING),
         ({"active": 1, "ready": 0, "succeeded": 2, "completedIndexes": "0,1"}, JobState.ACTIVE),
         ({"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}], "succeeded": 3}, JobState.ACTIVE),
         ({"conditions": [{"type": "FailureTarget", "status": "True"}], "failed": 1}, JobState.ACTIVE),

@@ -14,12 +14,12 @@ from itrain_contract.spec import IterationsSpec
 from itrain_contract.stageio import TerminationSummary
 from itrain_contract.stages import StageKind, stage_sequence
 from itrain_contract.stagespec import PrepareStage, RolloutStage
-from itrain_contract.status import STATUS_LIMIT_BYTES, CurrentJob, ITrainRunStatus, size_bytes
+from itrain_contract.status import STATUS_LIMIT_BYTES, Best, CurrentJob, ITrainRunStatus, Progress, size_bytes
 from itrain_operator.accounting import elapsed
 from itrain_operator.earlystop import gained, judge
 from itrain_operator.observed import JobState
 from itrain_operator.policies import backoff, quorum
-from itrain_operator.progress import clip_indexes, progress, select_metrics
+from itrain_operator.progress import best_text, clip_indexes, progress, progress_text, select_metrics
 from itrain_operator.sequence import order_key
 from itrain_testing.builders import after, drive_to, make_run, make_spec, ref, step, view_of
 
@@ -244,6 +244,26 @@ def test_progress_prefers_what_the_stage_reports_and_carries_its_rate_on() -> No
     silent = view_of(run, JobState.ACTIVE, completed=frozenset({0, 1}))
     assert (progress(silent, 60).done, progress(silent, 60).total) == (2, 8)
     assert progress(view_of(run, JobState.ACTIVE), 0).eta_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "phase", "text"),
+    [
+        (Progress(done=30, total=120, percent=25, text="loss 0.65"), Phase.RUNNING, "25% loss 0.65"),
+        (Progress(done=2, total=8, percent=25), Phase.RUNNING, "2/8"),
+        (Progress(text="reading rows"), Phase.RUNNING, "reading rows"),
+        (Progress(done=3, total=3, percent=100, text="done"), Phase.SUCCEEDED, ""),
+        (Progress(done=1, total=2, percent=50, text="x" * 128), Phase.RUNNING, "50% " + "x" * 36),
+    ],
+)
+def test_a_table_cell_tells_how_far_a_run_is(shown: Progress, phase: Phase, text: str) -> None:
+    assert progress_text(ITrainRunStatus(progress=shown, phase=phase)) == text
+
+
+def test_a_table_cell_tells_the_best_value_and_where_it_was_reached() -> None:
+    assert best_text(ITrainRunStatus()) == ""
+    best = Best(iteration=2, metric="dev/call_accuracy", value=0.6236559)
+    assert best_text(ITrainRunStatus(best=best)) == "0.6237 i2"
 
 
 @given(st.frozensets(st.integers(0, 9999), max_size=2000))
