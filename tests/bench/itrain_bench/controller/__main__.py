@@ -29,9 +29,9 @@ OUT = ROOT / "build/bench/operator.json"
 FULL = (
     Scale(runs=10, seconds=60),
     Scale(runs=100, seconds=90, passes=10_000),
-    Scale(runs=1000, seconds=150, restart=True),
+    Scale(runs=1000, seconds=120, calm_s=60, restart=True),
 )
-QUICK = (Scale(runs=100, seconds=60, restart=True),)
+QUICK = (Scale(runs=100, seconds=45, restart=True),)
 
 
 def main() -> int:

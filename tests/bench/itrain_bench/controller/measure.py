@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -23,13 +24,28 @@ RESTART_TIMEOUT_S = 90.0
 LAST_WORD_S = 0.5
 """What is seen so soon after a kill the killed process did; no new one starts so fast."""
 
+CALM = (
+    "children_per_s",
+    "transition_p50_s",
+    "transition_p99_s",
+    "writes_per_transition",
+    "cores_operator",
+    "cores_apiserver",
+    "cores_others",
+)
+"""The figures of a calm window that are told."""
+
 Say = Callable[[str], None]
 Figures = dict[str, float | int | str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """`passes` more than 0: go on until the operator has made so many. `seconds` are those of the window."""
+    """`passes` more than 0: go on until the operator has made so many. `seconds` are those of the window.
+
+    `calm_s` more than 0: another window, so long, at half the rate. Where the first one is more than the machine can do,
+    its times are those of a queue; the second one's are the operator's.
+    """
 
     runs: int
     seconds: float
@@ -37,6 +53,7 @@ class Scale:
     """Children that finish per second, in the mean (Poisson)."""
     passes: int = 0
     longest_s: float = 600.0
+    calm_s: float = 0.0
     restart: bool = False
     seed: int = 0
 
@@ -65,18 +82,31 @@ async def measure(scale: Scale, folder: Path, say: Say) -> Figures:
         await _filled(world, scale.runs)
         figures: Figures = {"filled_s": round(world.clock() - began, 1)}
         say(f"{scale.runs} runs have a running child after {figures['filled_s']} s")
-        arrivals = asyncio.create_task(arrive(world, scale.rate, Random(scale.seed)))
-        try:
-            await world.pause(SETTLE_S)
+        async with arriving(world, scale.rate, scale.seed):
             figures |= await _window(world, scale, say)
+        await _closed(world, world.clock())
+        calm = replace(scale, rate=scale.rate / 2, seconds=scale.calm_s, passes=0)
+        async with arriving(world, calm.rate, scale.seed + 1):
+            if scale.calm_s:
+                found = await _window(world, calm, say)
+                figures |= {f"calm_{name}": found[name] for name in CALM}
             if scale.restart:
                 figures |= await _restart(world, "restart", say)
                 await world.pause(SETTLE_S)
                 figures |= await _restart(world, "failover", say)
-        finally:
-            arrivals.cancel()
-            await asyncio.gather(arrivals, return_exceptions=True)
         return figures
+
+
+@asynccontextmanager
+async def arriving(world: World, rate: float, seed: int) -> AsyncIterator[None]:
+    """Children finish meanwhile; it begins a while before."""
+    arrivals = asyncio.create_task(arrive(world, rate, Random(seed)))
+    try:
+        await world.pause(SETTLE_S)
+        yield
+    finally:
+        arrivals.cancel()
+        await asyncio.gather(arrivals, return_exceptions=True)
 
 
 async def arrive(world: World, rate: float, rng: Random) -> None:
@@ -111,7 +141,7 @@ async def _window(world: World, scale: Scale, say: Say) -> Figures:
         await world.pause(SAMPLE_S)
     after, requests = world.cpu(), world.audit.read()
     window.until = after.at
-    await _closed(world, window)
+    await _closed(world, window.until)
     made = world.ledger.made_between(window.since, window.until)
     spent = {name: after.by_name[name] - before.by_name[name] for name in after.by_name}
     seconds = window.until - window.since
@@ -156,10 +186,10 @@ def _failed(metrics: dict[str, float]) -> float:
     return sum(n for name, n in metrics.items() if name.startswith("itrain_reconcile_errors_total"))
 
 
-async def _closed(world: World, window: Window) -> None:
-    """Wait for the successors of all children that finished in the window."""
+async def _closed(world: World, until: float) -> None:
+    """Wait for the successors of all children that finished before."""
     deadline = world.clock() + OPEN_TIMEOUT_S
-    while any(t.finished < window.until for t in world.ledger.waiting()) and world.clock() < deadline:
+    while any(t.finished < until for t in world.ledger.waiting()) and world.clock() < deadline:
         await world.pause(0.1)
 
 
