@@ -47,8 +47,9 @@ class SearchRates(SpecModel):
     temperature: Amount
     first_stop: Share
     """Of the trees, those that stop after their first simulation: most often all completions are one answer."""
-    later_stop: Share
-    """Of the simulations after the first, those after which a tree stops before its budget is spent."""
+    later_stops: tuple[Share, ...]
+    """Of the trees that were still going, those that stop after their second, third … simulation; the last of these
+    holds for every later one. A tree whose budget was spent counts as going."""
     expanding: Share
     """Of the simulations after the first, those that ask for completions; the others reach an answer that is known."""
     pairs: Amount
@@ -57,6 +58,8 @@ class SearchRates(SpecModel):
     """Distinct finished answers of a tree: what a judge would read."""
     prompt_ratio: Positive
     """Mean prompt of the searched examples over that of all examples."""
+    deep_prompt_ratio: Positive
+    """The same over the expansions below the root: the longer the prompt, the longer a tree is searched."""
     sampled_ratio: Positive
     """Mean completion from the root over the mean true answer."""
     shared_ratio: Amount

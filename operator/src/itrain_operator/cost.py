@@ -136,16 +136,24 @@ def selected(stage: ScoreStage, data: DataStatistics) -> int:
 def simulations_per_tree(stage: RolloutStage, rates: SearchRates) -> float:
     """Mean simulations: each tree's own budget with its early stops, and what the stopped ones leave to the others.
 
-    After the first simulation a share `first` stops, after every later one a share `later_stop` of those still going.
+    A tree that is undecided at the end of its own budget takes up to as much again of what is left.
     """
     if stage.method != "mcts":
         return 1.0
-    budget, going = stage.simulations, 1.0 - first_stop(stage, rates)
-    later = going * _geometric(1.0 - rates.later_stop, budget - 1)
-    own = 1.0 + later
-    undecided = going * (1.0 - rates.later_stop) ** (budget - 1)
-    wanted = undecided * _geometric(1.0 - rates.later_stop, budget)
+    budget = stage.simulations
+    going = still_going(stage, rates, 2 * budget)  # going[k]: share of trees that begin simulation k + 1
+    own, wanted = sum(going[:budget]), sum(going[budget:])
     return own + min(budget - own, wanted)
+
+
+def still_going(stage: RolloutStage, rates: SearchRates, simulations: int) -> list[float]:
+    """Shares of the trees that begin their first, second … simulation, if nothing but themselves stops them."""
+    stops = rates.later_stops or (0.0,)
+    going, left = [1.0], 1.0 - first_stop(stage, rates)
+    for number in range(simulations - 1):
+        going.append(left)
+        left *= 1.0 - stops[min(number, len(stops) - 1)]
+    return going
 
 
 def first_stop(stage: RolloutStage, rates: SearchRates) -> float:
@@ -153,11 +161,6 @@ def first_stop(stage: RolloutStage, rates: SearchRates) -> float:
     if rates.first_stop in (0.0, 1.0):
         return rates.first_stop
     return float(rates.first_stop ** ((stage.actions - 1) / (rates.actions - 1)))
-
-
-def _geometric(ratio: float, terms: int) -> float:
-    """1 + r + r² + … of `terms` terms."""
-    return sum(ratio**k for k in range(terms))
 
 
 def rollout_work(stage: RolloutStage, examples: int, facts: Facts) -> Work:
@@ -174,7 +177,8 @@ def rollout_work(stage: RolloutStage, examples: int, facts: Facts) -> Work:
     below = (simulations_per_tree(stage, rates) - 1.0) * rates.expanding
     prompt, answer = data.prompt.mean * rates.prompt_ratio, data.answer.mean
     shared, sampled = rates.shared_ratio * answer, rates.sampled_ratio * answer
-    asked = completions * (prompt + below * (prompt + shared))
+    deep = data.prompt.mean * rates.deep_prompt_ratio
+    asked = completions * (prompt + below * (deep + shared))
     new = (1.0 - rates.common_share) if facts.cross_tree else 1.0
     computed = prompt * new + below * recomputed(facts.block)
     decoded = completions * (min(sampled, stage.max_answer_tokens) + below * max(sampled - shared, 1.0))

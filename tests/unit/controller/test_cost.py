@@ -43,11 +43,12 @@ RATES = SearchRates(
     simulations=5,
     temperature=1.0,
     first_stop=0.25,
-    later_stop=0.5,
+    later_stops=(0.5,),
     expanding=1.0,
     pairs=1.0,
     answers=2.5,
     prompt_ratio=1.0,
+    deep_prompt_ratio=1.25,
     sampled_ratio=1.0,
     shared_ratio=0.25,
     common_share=0.1,
@@ -62,8 +63,11 @@ def rollout(**fields: object) -> RolloutStage:
 
 
 def test_simulations_of_a_tree_by_hand() -> None:
-    """Two simulations: 1 + 0.75; of the 0.75 that go on 0.375 are undecided and share the 0.25 that others left."""
+    """Two simulations: 1 + 0.75; of these 0.75, 0.375 are undecided and want 0.375 + 0.1875, of which the
+    others left 0.25."""
     assert simulations_per_tree(rollout(simulations=2), RATES) == pytest.approx(1.75 + 0.25)
+    late = RATES.model_copy(update={"later_stops": (0.0, 0.5)})
+    assert simulations_per_tree(rollout(simulations=3), late) == pytest.approx(1 + 0.75 + 0.75 + 0.375 + 0.125)
     assert simulations_per_tree(rollout(simulations=1), RATES) == pytest.approx(1.0)
 
 
@@ -75,13 +79,13 @@ def test_early_stops_save_and_what_they_save_never_exceeds_the_budget() -> None:
 
 
 def test_trees_that_never_stop_spend_their_budget() -> None:
-    never = RATES.model_copy(update={"first_stop": 0.0, "later_stop": 0.0})
+    never = RATES.model_copy(update={"first_stop": 0.0, "later_stops": (0.0,)})
     assert simulations_per_tree(rollout(simulations=5), never) == pytest.approx(5.0)
 
 
 def test_more_actions_agree_less_often() -> None:
     """Three of one answer in a quarter of the trees: two in a half, five in a sixteenth."""
-    one = RATES.model_copy(update={"later_stop": 1.0})
+    one = RATES.model_copy(update={"later_stops": (1.0,)})
     assert simulations_per_tree(rollout(actions=2, simulations=9), one) == pytest.approx(1.5)
     assert simulations_per_tree(rollout(actions=5, simulations=9), one) == pytest.approx(1 + 15 / 16)
 
@@ -89,12 +93,12 @@ def test_more_actions_agree_less_often() -> None:
 def test_a_rollouts_tokens_by_hand() -> None:
     """Ten trees of two simulations each (see above): 1 expansion of the root and 1 below it.
 
-    Prompt tokens asked for 3 × (800 + 800 + 10); computed 0.9 × 800, and 1 below; decoded 3 × (40 + 40 − 10).
+    Prompt tokens asked for 3 × (800 + 1,000 + 10); computed 0.9 × 800, and 1 below; decoded 3 × (40 + 40 − 10).
     """
     work = rollout_work(rollout(simulations=2), 10, FACTS)
     assert work.rows == 10
     assert work.requests == pytest.approx(20)
-    assert work.prefill == pytest.approx(10 * 3 * 1610)
+    assert work.prefill == pytest.approx(10 * 3 * 1810)
     assert work.computed == pytest.approx(10 * 721)
     assert work.decoded == pytest.approx(10 * 210)
     assert (work.judgements, work.pairs) == (0, 10)

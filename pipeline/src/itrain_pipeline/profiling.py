@@ -1,0 +1,237 @@
+"""How fast this machine is with a model: an engine, a scoring pass and a training step, a few seconds each.
+
+The figures are of random token ids of one length: speed does not depend on what they say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from itrain_contract.measurements import DecodeRate, EngineProfile, Rates
+from itrain_contract.spec import AdapterSpec
+from itrain_pipeline.data.rendering import Renderer
+from itrain_pipeline.data.toolworld import generate_tasks
+from itrain_pipeline.engine import EngineKind, open_engine
+from itrain_pipeline.learn.precision import ChosenPrecision, PrecisionName
+from itrain_pipeline.ports import Engine, SamplingParams
+from itrain_pipeline.records import Example, Message
+
+DECODE_ROWS = (1, 12, 48, 96)
+"""Sequences decoded together; requests of three, as the search asks for."""
+FORKS = 3
+ANSWER_TOKENS = 40
+MICRO_BATCH = 2
+ROWS_RENDERED = 100
+SEED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings:
+    model: Path
+    name: str
+    engine: EngineKind = "auto"
+    precision: PrecisionName = "auto"
+    prompt_tokens: int = 800
+    seconds: float = 4.0
+    """Least time of each measurement."""
+    threads: tuple[int, ...] = ()
+    """On a CPU: the numbers of threads to measure with; empty measures with what torch takes."""
+
+
+def measure_profile(settings: ProfileSettings) -> EngineProfile:
+    """Load the model twice, as an engine and to train, and time both. Raises what loading raises."""
+    begun = time.perf_counter()
+    import torch
+
+    from itrain_pipeline.learn.loading import load_tokenizer
+    from itrain_pipeline.learn.precision import choose_precision, detect_device
+
+    device = detect_device()
+    precision = choose_precision(settings.precision, device)
+    engine = open_engine(settings.engine, settings.model, dtype=precision)
+    tokenizer: Any = load_tokenizer(settings.model)
+    start_s = time.perf_counter() - begun
+    threads = settings.threads or (torch.get_num_threads(),)
+    learner = Learner(settings.model, precision)
+    rates = []
+    with asyncio.Runner() as runner:  # one event loop: the engine's own task lives in it
+        for count in sorted(threads):
+            torch.set_num_threads(count)
+            prefill, decode = runner.run(engine_rates(engine, settings, vocabulary=len(tokenizer)))
+            rows = token_rows(settings, vocabulary=len(tokenizer))
+            rates.append(
+                Rates(
+                    threads=count if device.kind == "cpu" else None,
+                    prefill_tokens_per_s=prefill,
+                    decode=decode,
+                    score_tokens_per_s=learner.score_rate(rows, settings.seconds),
+                    train_tokens_per_s=learner.train_rate(rows, settings.seconds),
+                )
+            )
+        runner.run(engine.aclose())
+    day = datetime.now(UTC).strftime("%Y-%m-%d")
+    return EngineProfile(
+        name=settings.name,
+        model=settings.model.name,
+        device=device.name,
+        precision=precision,
+        source="measured",
+        how=f"python -m itrain_pipeline profile, {settings.engine} engine, prompts of {settings.prompt_tokens} tokens, "
+        f"at least {settings.seconds:g} s a figure, {day}",
+        rates=tuple(rates if device.kind == "cpu" else rates[-1:]),
+        start_s=start_s,
+        prefix_block_tokens=16 if settings.engine == "vllm" else 1,
+        prepare_rows_per_s=rendering_rate(tokenizer),
+        export_s=learner.export_seconds(),
+    )
+
+
+def token_rows(settings: ProfileSettings, *, vocabulary: int, count: int = 64) -> list[Example]:
+    """Examples of random ids, prompt and answer of one length each."""
+    rng = random.Random(SEED)
+    low = min(16, vocabulary - 1)
+    return [
+        Example(
+            id=str(number),
+            messages=(),
+            tools=(),
+            answer="",
+            calls=(),
+            bucket="easy",
+            source="profile",
+            prompt_ids=tuple(rng.randrange(low, vocabulary) for _ in range(settings.prompt_tokens)),
+            answer_ids=tuple(rng.randrange(low, vocabulary) for _ in range(ANSWER_TOKENS)),
+        )
+        for number in range(count)
+    ]
+
+
+async def engine_rates(
+    engine: Engine, settings: ProfileSettings, *, vocabulary: int
+) -> tuple[float, tuple[DecodeRate, ...]]:
+    """Prefilled tokens a second, and decoded ones by the sequences that are decoded together."""
+    rows = token_rows(settings, vocabulary=vocabulary, count=max(DECODE_ROWS))
+    await _ask(engine, rows[:1], forks=1, tokens=1, vocabulary=vocabulary)  # warm
+
+    async def prefilled() -> float:
+        engine.reset_prefix_cache()
+        before = engine.counters().prefill_computed
+        for row in rows[:8]:
+            await _ask(engine, [row], forks=1, tokens=1, vocabulary=vocabulary)
+        return engine.counters().prefill_computed - before
+
+    prefill = await _rate(prefilled, settings.seconds)
+    found = []
+    for count in DECODE_ROWS:
+        forks = min(count, FORKS)
+        engine.reset_prefix_cache()
+        for row in rows[: count // forks]:
+            await _ask(engine, [row], forks=1, tokens=1, vocabulary=vocabulary)  # known: decoding is timed
+
+        async def decoded(forks: int = forks, asked: int = count // forks) -> float:
+            before = engine.counters().decoded
+            await _ask(engine, rows[:asked], forks=forks, tokens=ANSWER_TOKENS, vocabulary=vocabulary)
+            return engine.counters().decoded - before
+
+        found.append(DecodeRate(rows=count, tokens_per_s=await _rate(decoded, settings.seconds)))
+    return prefill, tuple(found)
+
+
+async def _ask(engine: Engine, rows: Sequence[Example], *, forks: int, tokens: int, vocabulary: int) -> None:
+    params = SamplingParams(
+        seeds=tuple(range(forks)),
+        max_tokens=tokens,
+        temperature=1.0,
+        stop_token_ids=(vocabulary,),  # an id that no model samples: every sequence reaches its length
+    )
+    await asyncio.gather(*(engine.generate(row.prompt_ids, params) for row in rows))
+
+
+async def _rate(work: Callable[[], Any], seconds: float) -> float:
+    """Tokens a second of a coroutine function that returns its tokens, repeated for at least `seconds`."""
+    begun, done = time.perf_counter(), 0.0
+    while (elapsed := time.perf_counter() - begun) < seconds or not done:
+        done += await work()
+    return done / elapsed if elapsed else done
+
+
+def rendering_rate(tokenizer: Any) -> float:
+    """Rows of the built-in tool world a second, from messages to token ids: what prepare mostly does."""
+    renderer = Renderer(tokenizer, "pythonic")
+    tasks = list(generate_tasks("train", ROWS_RENDERED, SEED))
+    begun = time.perf_counter()
+    for task in tasks:
+        turn = task.turns[0]
+        renderer.prompt_ids((Message(role="user", content=turn.query),), task.tools)
+        renderer.answer_ids(turn.answer)
+    return len(tasks) / (time.perf_counter() - begun)
+
+
+class Learner:
+    """The model with a fresh adapter, to score and to train with."""
+
+    def __init__(self, folder: Path, precision: ChosenPrecision) -> None:
+        from itrain_pipeline.learn.adapter import new_adapter
+        from itrain_pipeline.learn.loading import load_model
+
+        self._folder = folder
+        self._model: Any = new_adapter(load_model(folder, precision=precision), AdapterSpec(), seed=SEED)
+
+    def score_rate(self, rows: Sequence[Example], seconds: float) -> float:
+        from itrain_pipeline.learn.perplexity import plan_token_batches, row_length, score_batch
+
+        self._model.eval()
+        batch = plan_token_batches(rows, 16_384)[0]
+        return _timed(lambda: score_batch(self._model, batch), sum(map(row_length, batch)), seconds)
+
+    def train_rate(self, rows: Sequence[Example], seconds: float) -> float:
+        """Forward, backward and optimiser step of one micro batch, loss on the answers."""
+        import torch
+
+        from itrain_pipeline.learn.collate import length_mask, pad_right
+        from itrain_pipeline.learn.logprobs import scored_logprobs
+
+        self._model.train()
+        batch = rows[:MICRO_BATCH]
+        ids = [(*row.prompt_ids, *row.answer_ids) for row in batch]
+        device = self._model.device
+        ids_BT, mask_BT = pad_right(ids, 0).to(device), length_mask(ids).to(device)
+        scored_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
+        scored_BT[:, -ANSWER_TOKENS:] = True
+        adapter = [p for p in self._model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(adapter, lr=1e-6)
+
+        def step() -> None:
+            loss = -scored_logprobs(self._model, self._model, ids_BT, mask_BT, scored_BT).mean()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return _timed(step, sum(map(len, ids)), seconds)
+
+    def export_seconds(self) -> float:
+        """Merging the adapter and writing the model; the model cannot be trained afterwards."""
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="itrain-profile-") as folder:
+            self._model.merge_and_unload().save_pretrained(folder)
+        return time.perf_counter() - begun
+
+
+def _timed(work: Callable[[], Any], tokens: int, seconds: float) -> float:
+    """Tokens a second; the first call, which warms up, is not counted."""
+    work()
+    begun, calls = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - begun) < seconds or not calls:
+        work()
+        calls += 1
+    return calls * tokens / elapsed
