@@ -5,8 +5,11 @@ Creation is by POST under deterministic names: whatever is made twice is found, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from itrain_contract.layout import job_name
 from itrain_operator.actions import DeleteJob, EnsureJob
 from itrain_operator.cache import Cache, RunKey
 from itrain_operator.kubeapi import (
@@ -25,6 +28,7 @@ from itrain_operator.kubeapi import (
 from itrain_operator.kubeobserve import is_run_owner, parse_job
 from itrain_operator.manifests import ManifestError, build_children, children_names
 from itrain_operator.observed import Refusal, Run
+from itrain_operator.sequence import current_ref
 from itrain_operator.settings import OperatorSettings
 
 
@@ -44,6 +48,8 @@ class ChildKeeper:
         self._cluster = cluster
         self._cache = cache
         self._settings = settings
+        self._bare: dict[RunKey, tuple[str, set[str]]] = {}
+        """By run, with its UID: names of Jobs that are gone and have nothing left that belongs to them."""
 
     async def create(self, run: Run, action: EnsureJob) -> NotMade | None:
         """ConfigMap, Service, Job, in this order; None when the Job is there, made now or found.
@@ -52,6 +58,7 @@ class ChildKeeper:
         to judge whose it is.
         """
         key = RunKey(namespace=run.namespace, name=run.name)
+        self._known_bare(run).discard(action.job_name)
         try:
             children = build_children(run, action, self._settings)
             for resource, manifest in ((CONFIG_MAPS, children.config_map), (SERVICES, children.service)):
@@ -93,8 +100,7 @@ class ChildKeeper:
     async def delete(self, run: Run, action: DeleteJob) -> None:
         """The Job in foreground, then what belongs to it; what is gone already is no error.
 
-        A pass that dies in between leaves a ConfigMap: the next attempt under this name finds it, the run's deletion
-        collects it.
+        A pass that dies in between leaves a ConfigMap: `sweep` finds it, or the next Job under this name.
         """
         key = RunKey(namespace=run.namespace, name=run.name)
         try:
@@ -105,9 +111,31 @@ class ChildKeeper:
             self._cache.forget_job(key, action.name, action.uid)
         else:
             self._cache.put_job(left)
-        names = children_names(action.name)
+        await self._delete_belongings(run, action.name)
+
+    async def sweep(self, run: Run, now: datetime) -> None:
+        """Delete what belongs to Jobs that somebody else deleted, once for each; the run would keep it for ever.
+
+        A new process looks once more. It is safe on the word of an old cache: no pod needs what is deleted here.
+        """
+        jobs = {job.name for job in self._cache.jobs(RunKey(namespace=run.namespace, name=run.name))}
+        for name in abandoned(run, jobs | self._known_bare(run), now):
+            await self._delete_belongings(run, name)
+
+    def forget(self, key: RunKey) -> None:
+        """The run is gone, and garbage collection takes its children."""
+        self._bare.pop(key, None)
+
+    def _known_bare(self, run: Run) -> set[str]:
+        uid, found = self._bare.get(RunKey(namespace=run.namespace, name=run.name), ("", set()))
+        return found if uid == run.uid else set()
+
+    async def _delete_belongings(self, run: Run, name: str) -> None:
+        names = children_names(name)
         await self._delete_own(CONFIG_MAPS, names.config_map, run)
         await self._delete_own(SERVICES, names.service, run)
+        key = RunKey(namespace=run.namespace, name=run.name)
+        self._bare[key] = (run.uid, self._known_bare(run) | {name})
 
     async def _delete_own(self, resource: Resource, name: str, run: Run) -> None:
         try:
@@ -116,6 +144,22 @@ class ChildKeeper:
                 await self._cluster.delete(resource, run.namespace, name, uid=found["metadata"]["uid"])
         except (NotFoundError, ConflictError):
             return
+
+
+def abandoned(run: Run, known: Collection[str], now: datetime) -> list[str]:
+    """Names of Jobs that were there, will not be made again, and are not among the `known`.
+
+    After its TTL a run has no children: those that the operator deleted itself took everything with them.
+    """
+    status, ttl = run.status, run.spec.ttl_seconds_after_finished
+    ended = status.completion_time if status.phase.terminal else None
+    if ended is not None and ttl is not None and now >= ended + timedelta(seconds=ttl):
+        return []
+    past = [(record.ref, record.attempt) for record in status.completed]
+    ref = current_ref(status)
+    if ref is not None:
+        past += [(ref, attempt) for attempt in range(1, status.attempt + status.phase.terminal)]
+    return sorted({job_name(run.name, *attempt) for attempt in past}.difference(known))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,7 @@ class Reconciler:
         for action in made.actions:
             if isinstance(action, Emit):
                 await self._poster.post(record, action)
+        await self._children.sweep(run, self._now())
         return self._wake(record, run, made)
 
     async def _plan(self, run: Run) -> tuple[Observed, Plan]:
@@ -276,6 +277,7 @@ class Reconciler:
         self._made.pop(key, None)
         self._listed.pop(key, None)
         self._stored.pop(key, None)
+        self._children.forget(key)
         self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
 
     def _now(self) -> datetime:

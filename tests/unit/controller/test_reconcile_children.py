@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from itrain_contract.names import Phase
 from itrain_contract.stages import StageRef
-from itrain_operator.kubeapi import CONFIG_MAPS, JOBS, SERVICES, ExpiredError, UnavailableError
+from itrain_operator.kubeapi import CONFIG_MAPS, JOBS, RUNS, SERVICES, ExpiredError, UnavailableError
 from itrain_testing.clusterruns import SETTINGS, jobs_made, start_run
-from itrain_testing.fakecluster import Fault, Request
+from itrain_testing.fakecluster import Fault, Request, no_fault
 from itrain_testing.fakejobs import JobEnd
 from itrain_testing.fakeoperator import FakeOperator
 
@@ -128,3 +130,76 @@ def test_children_that_somebody_else_labelled_are_not_deleted_with_the_job() -> 
     operator.live(200, until=operator.ended)
     assert operator.status().retries == 1
     assert "run-i0-prepare-a1" in names(operator, "services")
+
+
+def person_deletes(operator: FakeOperator, name: str) -> None:
+    job = operator.server.find(JOBS, "team", name)
+    assert job is not None
+    operator.server.remove(JOBS, job)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["seen", "while no operator ran"])
+def test_what_belongs_to_a_finished_job_that_a_person_deletes_goes_too(restarted: bool) -> None:
+    operator = start_run(stages=TWO_NODES)
+    operator.live(200, until=lambda: operator.status().stage == "export")
+    if restarted:
+        operator.kill()
+    person_deletes(operator, "run-i1-train-a1")
+    operator.live(200, until=operator.ended)
+    assert operator.status().phase == Phase.SUCCEEDED
+    for kind in ("jobs", "configmaps", "services"):
+        assert [name for name in names(operator, kind) if "train" in name] == []
+    assert len(names(operator, "configmaps")) == len(names(operator, "jobs")) == 7
+
+
+def test_what_belongs_to_the_last_job_of_an_ended_run_goes_with_it() -> None:
+    operator = start_run(lambda ref, attempt: JobEnd(exit_code=64 if ref.kind == "prepare" else 0))
+    operator.live(200, until=operator.ended)
+    assert names(operator, "configmaps") == ["run-i0-prepare-a1"]
+    person_deletes(operator, "run-i0-prepare-a1")
+    operator.live(2)
+    assert names(operator, "configmaps") == []
+
+
+def test_of_a_failed_attempt_whose_job_a_person_deletes_first_nothing_is_left() -> None:
+    operator = start_run(
+        lambda ref, attempt: JobEnd(exit_code=75 if (ref.kind, attempt) == ("warmup", 1) else 0),
+        stages={"warmup": {"retry": {"backoffSeconds": 1}}},
+    )
+
+    def race(request: Request) -> Fault:
+        if request.verb == "delete" and request.name == "run-i0-warmup-a1" and request.resource == JOBS:
+            person_deletes(operator, request.name)
+            operator.server.before = no_fault
+            return UnavailableError("the connection broke")
+        return None
+
+    operator.server.before = race
+    operator.live(200, until=operator.ended)
+    assert operator.status().retries == 1
+    assert [name for name in names(operator, "configmaps") if "warmup" in name] == ["run-i0-warmup-a2"]
+
+
+def test_what_was_cleaned_up_is_not_looked_for_again() -> None:
+    operator = start_run()
+    operator.live(200, until=operator.ended)
+    person_deletes(operator, "run-i0-warmup-a1")
+    operator.live(2)
+    before = len(operator.server.requests)
+    operator.server.edit(RUNS, "team", "run", lambda raw: raw["spec"].update(historyLimit=9))
+    operator.live(2)
+    assert not [r for r in operator.server.requests[before:] if r.resource in (CONFIG_MAPS, SERVICES)]
+
+
+def test_an_attempt_that_is_suspended_and_made_again_keeps_what_belongs_to_it() -> None:
+    operator = start_run()
+    operator.live(200, until=lambda: operator.status().stage == "warmup" and bool(operator.status().current))
+    operator.server.edit(RUNS, "team", "run", lambda raw: raw["spec"].update(suspend=True))
+    operator.live(5)
+    assert "run-i0-warmup-a1" not in names(operator, "configmaps")
+    operator.server.edit(RUNS, "team", "run", lambda raw: raw["spec"].update(suspend=False))
+    operator.live(200, until=operator.ended)
+    assert "run-i0-warmup-a1" in names(operator, "configmaps")
+    person_deletes(operator, "run-i0-warmup-a1")
+    operator.live(2)
+    assert "run-i0-warmup-a1" not in names(operator, "configmaps")
