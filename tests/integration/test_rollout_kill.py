@@ -22,7 +22,7 @@ ROWS = 10
 PATIENCE_S = 240
 
 
-def write_run(folder: Path, storage: Path) -> tuple[StageInput, Path]:
+def write_run(folder: Path, storage: Path, in_flight: int) -> tuple[StageInput, Path]:
     """A run whose prepare and score are done; its rollout input, in memory and as a file."""
     upstream = []
     for number, result in enumerate(upstream_results(folder, toolworld_examples(ROWS), score_shards=1)):
@@ -33,7 +33,15 @@ def write_run(folder: Path, storage: Path) -> tuple[StageInput, Path]:
         upstream.append(
             UpstreamResult(kind=whole.kind, iteration=whole.iteration, prefix=f"{prefix.as_uri()}/", digest=DIGEST)
         )
-    rollout = {"treesInFlight": 1, "maxAnswerTokens": 64, "temperature": 0.8, "maxOverlap": 1.0, "shards": 1}
+    rollout = {
+        "treesInFlight": in_flight,
+        "maxAnswerTokens": 64,
+        "certainty": "none",
+        "pairsPerNode": 2,
+        "temperature": 0.8,
+        "maxOverlap": 1.0,
+        "shards": 1,
+    }
     spec = ITrainRunSpec.model_validate(
         {
             "model": {"uri": "builtin://toolworld"},
@@ -74,17 +82,19 @@ def outputs(made: StageInput) -> tuple[dict[str, str], StageResult]:
 
 
 @pytest.mark.e2e
-def test_a_killed_rollout_resumes_to_the_same_pairs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("in_flight", "kills"), [(1, (2, 5)), (3, (1, 3))])
+def test_a_killed_rollout_resumes_to_the_same_pairs(tmp_path: Path, in_flight: int, kills: tuple[int, ...]) -> None:
+    """One tree at a time: the same bytes. Many: which trees are done when it is killed differs, the pairs do not."""
     runs = {}
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-        runs[name] = write_run(tmp_path, tmp_path / name)
+        runs[name] = write_run(tmp_path, tmp_path / name, 1 if name == "whole" else in_flight)
     whole, path = runs["whole"]
     assert start(path, tmp_path / "cache").wait(PATIENCE_S) == 0
 
     killed, path = runs["killed"]
     finished_before = []
-    for kill_after in (2, 5):
+    for kill_after in kills:
         process = start(path, tmp_path / "cache")
         deadline = time.monotonic() + PATIENCE_S
         while len(parts(killed)) < kill_after:
@@ -98,12 +108,17 @@ def test_a_killed_rollout_resumes_to_the_same_pairs(tmp_path: Path) -> None:
     assert start(path, tmp_path / "cache").wait(PATIENCE_S) == 0
 
     (wanted, uninterrupted), (found, resumed) = outputs(whole), outputs(killed)
-    assert found == wanted
+    assert found["pairs.jsonl"] == wanted["pairs.jsonl"]
     assert uninterrupted.counters["nodes"] > 3 * ROWS
     assert resumed.counters["trees"] == uninterrupted.counters["trees"] == ROWS
-    assert resumed.counters["pairs"] == uninterrupted.counters["pairs"]
-    # What was finished before a kill was not searched again: the last process computed only the rest.
+    assert resumed.counters["pairs"] == uninterrupted.counters["pairs"] > 0
+    assert resumed.counters["duplicate_requests"] == resumed.counters["lost_trees"] == 0
+    # What was finished before a kill was not searched again: every sample stands in the journal once.
     assert len(rows) >= max(finished_before)
-    assert resumed.counters["decoded"] == pytest.approx(
-        uninterrupted.counters["decoded"] - sum(row["record"]["decoded_tokens"] for row in rows)
-    )
+    searched = [json.loads(line)["record"]["sample_id"] for part in parts(killed) for line in part.open()]
+    assert len(searched) == len(set(searched)) == ROWS
+    if in_flight == 1:
+        assert found == wanted
+        for name in ("decoded", "prefill_computed", "prefill_cached"):  # counted over all attempts
+            assert resumed.counters[name] == uninterrupted.counters[name]
+    assert resumed.counters["decoded_tokens"] == uninterrupted.counters["decoded_tokens"]

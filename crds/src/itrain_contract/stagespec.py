@@ -174,12 +174,18 @@ class RolloutStage(ShardedStage):
     max_overlap: Fraction = 0.95
     min_best: Annotated[float, Field(ge=-1.0, le=1.0)] = -0.3
     min_visits: Annotated[int, Field(ge=1, le=10_000)] = 1
+    certainty: Literal["calls", "all", "none"] = "all"
+    """Pairs that the ground truth confirms (better step on a sampled right answer, worse step the beginning of none):
+    `calls` where the answer is a call, `all` for free text too (equal but for blanks and capitals), `none` by value."""
+    pairs_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    """Worse steps that the best step of a node is preferred to, the worst ones first; the paper has one."""
     pairs_per_tree: Annotated[int, Field(ge=1, le=1000)] = 4
     max_pairs: Annotated[int, Field(ge=1, le=10_000_000)] = 4000
     """Pairs of the whole iteration; each shard stops at its part."""
     max_failed_trees: Fraction = 0.02
     trees_in_flight: Annotated[int, Field(ge=0, le=100_000)] = 0
-    """Trees searched at once; 0 lets the engine decide, 1 is fixed-batch mode: the same pairs to the bit, always."""
+    """At most so many trees at once; 0 lets the engine's free memory decide, 1 is fixed-batch mode: the same pairs to
+    the bit, always."""
 
 
 class TrainStage(Stage):
@@ -197,8 +203,13 @@ class TrainStage(Stage):
     epochs: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     global_batch: Annotated[int, Field(ge=1, le=65_536)] = 64
+    rows: Literal["tree", "pair", "separate"] = "tree"
+    """What a row of the model holds: all pairs of a tree, one pair with its context once, or one answer of a pair.
+    The training is the same but for rounding; `separate` takes over where a model's attention cannot take the mask."""
+    batch_tokens: Tokens = 4096
+    """Tokens of one forward pass on one device; a longer pair is a pass of its own."""
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 4
-    """Pairs of one forward pass on one device."""
+    """Pairs of one forward pass on one device where `rows` are separate, in place of `batchTokens`."""
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 2.5
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
     """Target margin γ (not γ/β)."""

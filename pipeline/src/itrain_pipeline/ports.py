@@ -80,7 +80,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounters:
-    """Tokens and requests since the engine started; prefill_computed + prefill_cached = all prompt tokens."""
+    """Tokens and requests since the engine started.
+
+    prefill_computed + prefill_cached = Σ prompt tokens over all sequences: n completions of one prompt count it n times,
+    and what they share is cached.
+    """
 
     requests: int = 0
     prefill_computed: int = 0
@@ -88,11 +92,24 @@ class EngineCounters:
     decoded: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVCapacity:
+    """How much room the engine's keys and values have, in blocks of `block_tokens` tokens.
+
+    `free_blocks` are held by no running or waiting request; a block that is known but has no owner is free.
+    """
+
+    block_tokens: int
+    total_blocks: int
+    free_blocks: int
+
+
 class Engine(Protocol):
     """Token ids in, token ids out. Many calls may be in flight; the engine batches them.
 
     Raises `PermanentError` for a prompt that leaves no room in the context (the tree fails, not the shard) and
-    `RetryableError` when the engine died.
+    `RetryableError` when the engine died: from all calls in flight and from every later one. Cancelling a call cancels
+    its request in the engine and frees what it held.
     """
 
     @property
@@ -108,6 +125,9 @@ class Engine(Protocol):
 
     def reset_prefix_cache(self) -> None:
         """Forget the keys and values of earlier prompts, so that what follows depends on nothing before it."""
+
+    def kv_capacity(self) -> KVCapacity:
+        """What is free now; the search takes on as many trees as it carries."""
 
     def counters(self) -> EngineCounters: ...
 

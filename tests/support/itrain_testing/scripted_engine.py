@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from itrain_pipeline.ports import Completion, EngineCounters, SamplingParams
+from itrain_pipeline.ports import Completion, EngineCounters, KVCapacity, SamplingParams
 
 END = 2
 BOUNDARY = 9
@@ -63,6 +63,7 @@ class ScriptedEngine:
     """Answers by `policy`; raises the errors in `failures` at the calls (counted from 0) that they name."""
 
     max_model_len = 4096
+    capacity = KVCapacity(block_tokens=16, total_blocks=65_536, free_blocks=65_536)
 
     def __init__(self, policy: Policy = toy_policy, failures: dict[int, Exception] | None = None) -> None:
         self.policy = policy
@@ -70,13 +71,16 @@ class ScriptedEngine:
         self.asked: list[tuple[tuple[int, ...], int]] = []
         self.judged: list[tuple[int, ...]] = []
         self.adapters: list[tuple[str, Path | None]] = []
-        self.calls = self.resets = self.most_in_flight = self._in_flight = self._decoded = self._prefilled = 0
+        self.calls = self.resets = self.most_in_flight = self._in_flight = self._decoded = self._prefilled = (
+            self._cached
+        ) = 0
 
     async def generate(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Completion]:
         await self._call()
         prompt = tuple(prompt_ids)
         self.asked += [(prompt, seed) for seed in params.seeds]
         self._prefilled += len(prompt)
+        self._cached += (len(params.seeds) - 1) * len(prompt)
         completions = [self.policy(prompt, seed, params) for seed in params.seeds]
         self._decoded += sum(len(c.token_ids) for c in completions)
         return completions
@@ -94,8 +98,13 @@ class ScriptedEngine:
     def reset_prefix_cache(self) -> None:
         self.resets += 1
 
+    def kv_capacity(self) -> KVCapacity:
+        return self.capacity
+
     def counters(self) -> EngineCounters:
-        return EngineCounters(requests=self.calls, prefill_computed=self._prefilled, decoded=self._decoded)
+        return EngineCounters(
+            requests=self.calls, prefill_computed=self._prefilled, prefill_cached=self._cached, decoded=self._decoded
+        )
 
     async def aclose(self) -> None:
         return None

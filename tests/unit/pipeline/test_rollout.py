@@ -8,22 +8,20 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
-from itrain_contract.stagespec import RolloutStage
 from itrain_pipeline.data.selection import shard_of
 from itrain_pipeline.errors import DataError, Interrupted, PermanentError, RetryableError
-from itrain_pipeline.ports import Completion, Ports, SamplingParams, StageOutput
-from itrain_pipeline.quickstart import model_path
+from itrain_pipeline.ports import Completion, KVCapacity, Ports, SamplingParams, StageOutput
 from itrain_pipeline.records import Example, PreferencePair, read_jsonl
-from itrain_pipeline.search.forest import Forest
-from itrain_pipeline.search.sample import Budget, SampleSearch, SearchedSample
+from itrain_pipeline.search.mcts import StopReason
+from itrain_pipeline.search.pace import tree_blocks
 from itrain_pipeline.stages import rollout
-from itrain_pipeline.stages.rendered import load_renderer
+from itrain_pipeline.stages.journal import Journal
 from itrain_testing.rollout_inputs import quickstart_renderer, rollout_input, toolworld_examples, upstream_results
 from itrain_testing.scripted_engine import ScriptedEngine
 from itrain_testing.stageports import FolderWork, Silent, folder_ports, stage_result
@@ -129,36 +127,102 @@ def test_tokens_and_requests_of_the_trees_add_up_to_the_engines(
 ) -> None:
     engine = answers_to(examples)
     counters = run(engine, folder_ports(tmp_path / "run", results)).counters
-    assert counters["requests"] == engine.calls
+    assert counters["requests"] + counters["judge_calls"] == engine.calls
+    assert counters["sequences"] == len(engine.asked) + len(engine.judged)
     assert counters["decoded_tokens"] == counters["decoded"] > 0
     assert counters["prompt_tokens"] == counters["prefill_computed"] + counters["prefill_cached"] > 0
     assert counters["judge_calls"] == len(engine.judged)
     assert len(set(engine.asked)) == len(engine.asked)
+    assert counters["duplicate_requests"] == counters["lost_trees"] == counters["failed_trees"] == 0
+    assert sum(counters[f"stopped_{reason}"] for reason in get_args(StopReason)) == counters["trees"] == ROWS
+    assert counters["limit_tokens"] < counters["prompt_tokens"] + counters["decoded_tokens"]
 
 
-def test_many_trees_at_once_give_the_pairs_that_one_at_a_time_gives(examples: list[Example]) -> None:
-    found: dict[int, dict[str, SearchedSample]] = {}
-    for in_flight in (1, 8):
-        settings = RolloutStage(trees_in_flight=in_flight, pairs_per_tree=1000)
-        renderer = load_renderer(model_path(), "pythonic", trust_remote_code=False)
-        engine = answers_to(examples)
-        search = SampleSearch(
-            settings=settings,
-            engine=engine,
-            language=rollout.build_language(model_path(), renderer, "pythonic", settings),
-            run_seed=1,
-            iteration=1,
-            adapter_sha256="",
-            template_sha256=renderer.template_sha256,
-            budget=Budget(freed=-1_000_000),  # handing over simulations is what depends on the order
-        )
-        done: dict[str, SearchedSample] = {}
-        forest = Forest(search.run, in_flight=in_flight, max_failed=0, stats=search.stats, stop=Silent())
-        asyncio.run(forest.grow(examples, on_result=lambda e, sample, done=done: done.update({e.id: sample})))
-        assert engine.most_in_flight == in_flight
-        found[in_flight] = done
-    assert found[1] == found[8]
-    assert len(found[1]) == ROWS
+class Shuffling(ScriptedEngine):
+    """Ends its calls in an order that a seed decides: a batch in which every answer has another length."""
+
+    def __init__(self, policy: Any, order: int) -> None:
+        super().__init__(policy)
+        self._turns = random.Random(order)
+
+    async def _call(self) -> None:
+        await super()._call()
+        self._in_flight += 1
+        for _ in range(self._turns.randrange(12)):
+            await asyncio.sleep(0)
+        self._in_flight -= 1
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"simulations": 2, "pairsPerTree": 1000}, {"maxPairs": 5}, {"certainty": "none"}]
+)
+def test_many_trees_at_once_in_any_order_give_the_pairs_that_one_at_a_time_gives(
+    tmp_path: Path, examples: list[Example], results: list[StageResult], fields: dict[str, Any]
+) -> None:
+    settings = {**STAGE, "pairsPerNode": 2, **fields}
+    one = run(answers_to(examples), folder_ports(tmp_path / "one", results), rollout_input(settings))
+    for order in range(6):
+        engine = Shuffling(answers_to(examples).policy, order)
+        made = rollout_input({**settings, "treesInFlight": (0, 2, 3, 5, 8, 0)[order]})
+        many = run(engine, folder_ports(tmp_path / f"many-{order}", results), made)
+        assert engine.most_in_flight > 1
+        assert many.outputs["pairs.jsonl"].read_bytes() == one.outputs["pairs.jsonl"].read_bytes()
+        if "maxPairs" not in fields:  # trees in flight when the pairs were enough may have ended
+            assert many.outputs["trees.jsonl"].read_bytes() == one.outputs["trees.jsonl"].read_bytes()
+        assert many.counters["lost_trees"] == many.counters["duplicate_requests"] == 0
+        explained = ("trees", "failed_trees", "unsearched_trees", "unneeded_trees", "lost_trees")
+        assert sum(many.counters[name] for name in explained) == ROWS
+    assert len(pairs_of(one)) >= 5
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_resumed_run_asks_for_nothing_twice_and_counts_the_tokens_of_all_attempts(
+    tmp_path: Path, examples: list[Example], results: list[StageResult], in_flight: int
+) -> None:
+    made = rollout_input({**STAGE, "treesInFlight": in_flight, "simulations": 3})
+    whole_engine = answers_to(examples)
+    whole = run(whole_engine, folder_ports(tmp_path / "whole", results), made)
+    work = FolderWork(tmp_path / "work")
+    engines = []
+    for attempt, stop_after in enumerate((2, 4, None)):
+        engines.append(Shuffling(answers_to(examples).policy, attempt))
+        ports = folder_ports(tmp_path / str(attempt), results, work=work, silent=Silent(stop_after))
+        if stop_after is None:
+            resumed = run(engines[-1], ports, made)
+        else:
+            with pytest.raises(Interrupted):
+                run(engines[-1], ports, made)
+    assert resumed.outputs["pairs.jsonl"].read_bytes() == whole.outputs["pairs.jsonl"].read_bytes()
+    finished_first = {row["record"]["sample_id"] for row in Journal(work, "trees").rows()}
+    assert len(finished_first) == ROWS
+    for engine in engines:
+        assert len(set(engine.asked)) == len(engine.asked)
+    assert resumed.counters["duplicate_requests"] == 0
+    assert resumed.counters["decoded"] >= whole.counters["decoded"]
+    if in_flight == 1:  # what a stopped tree spent is known to nobody; of finished ones everything
+        for name in ("decoded", "prefill_computed", "prefill_cached"):
+            assert resumed.counters[name] == whole.counters[name]
+
+
+def test_trees_in_flight_follow_the_engines_free_blocks(
+    tmp_path: Path, examples: list[Example], results: list[StageResult]
+) -> None:
+    """Room for three trees at their largest and the reserve: no fourth is begun, and the pairs are the same."""
+    made = rollout_input({**STAGE, "treesInFlight": 0, "maxAnswerTokens": 64})
+    longest = max(len(example.prompt_ids) for example in examples)
+    need = tree_blocks(longest, actions=3, max_answer_tokens=64, block_tokens=16)
+    wide = run(Shuffling(answers_to(examples).policy, 0), folder_ports(tmp_path / "wide", results), made)
+
+    class Small(Shuffling):
+        def kv_capacity(self) -> KVCapacity:
+            total = 4 * need
+            return KVCapacity(block_tokens=16, total_blocks=total, free_blocks=total - self._in_flight * need)
+
+    engine = Small(answers_to(examples).policy, 1)
+    small = run(engine, folder_ports(tmp_path / "small", results), made)
+    assert int(wide.info["most_trees_in_flight"]) > 4
+    assert 1 < engine.most_in_flight <= 4
+    assert small.outputs["pairs.jsonl"].read_bytes() == wide.outputs["pairs.jsonl"].read_bytes()
 
 
 @pytest.mark.parametrize("stop_after", [2, 6, 9])

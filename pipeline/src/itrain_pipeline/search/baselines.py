@@ -22,12 +22,14 @@ def method_settings(settings: RolloutStage) -> RolloutStage:
     return settings.model_copy(update=changed)
 
 
-def method_pairs(root: Node, settings: RolloutStage, decode: Decode) -> list[StepPair]:
+def method_pairs(root: Node, settings: RolloutStage, decode: Decode, *, certain: bool = False) -> list[StepPair]:
     """The pairs of a tree that was grown with `method_settings`."""
     if settings.method != "firstDivergence":
-        return step_pairs(root, settings, decode)
+        return step_pairs(root, settings, decode, certain=certain)
     pair = first_divergence(root)
-    return [pair] if pair is not None and passes(pair, settings, decode) else []
+    if pair is None or not passes(pair, settings, decode) or (certain and not (pair.best.right and pair.worst.wrong)):
+        return []
+    return [pair]
 
 
 def first_divergence(root: Node) -> StepPair | None:

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from itrain_pipeline.errors import Interrupted, PermanentError, RetryableError
 from itrain_pipeline.ports import StopSignal
@@ -15,7 +15,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 T = TypeVar("T")
 POLL_S = 0.2
-"""How often a stop is looked for while nothing finishes."""
+"""How often a stop, and room for more trees, is looked for while nothing finishes."""
+MAX_REASONS = 64
+"""Different reasons of failures that are remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +31,44 @@ class RetryPolicy:
 
 @dataclass(slots=True, kw_only=True)
 class ForestStats:
-    """What happened: trees that ended, trees that failed by reason, requests that were tried again."""
+    """What happened: trees that began, ended, failed (by kind and by reason), and requests that were tried again."""
 
+    launched: int = 0
     finished: int = 0
+    unneeded: int = 0
+    """Trees called off since enough pairs were there before they ended."""
+    most_in_flight: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
     retries: int = 0
 
     @property
     def failed(self) -> int:
         return self.failures.total()
 
+    @property
+    def ended(self) -> int:
+        """Trees of which is known what became of them."""
+        return self.finished + self.failed + self.unneeded
+
+    def add_failure(self, error: Exception) -> None:
+        """Under its kind (the name of its type) and its reason; what comes after MAX_REASONS is one reason."""
+        reason = str(error)
+        known = reason in self.failures or len(self.failures) < MAX_REASONS
+        self.failures[reason if known else "other reasons"] += 1
+        self.kinds[type(error).__name__] += 1
+
     def top_reasons(self, n: int = 3) -> str:
         return "; ".join(f"{count}× {reason}" for reason, count in self.failures.most_common(n))
 
 
-async def with_retries(call: Callable[[], Awaitable[T]], policy: RetryPolicy, stats: ForestStats) -> T:
+class Counted(Protocol):
+    """Whatever counts the repetitions."""
+
+    retries: int
+
+
+async def with_retries(call: Callable[[], Awaitable[T]], policy: RetryPolicy, stats: Counted) -> T:
     """The call's result; a RetryableError is tried again with back-off and counted, the last one is raised."""
     for attempt in range(policy.limit):
         try:
@@ -55,8 +80,9 @@ async def with_retries(call: Callable[[], Awaitable[T]], policy: RetryPolicy, st
 
 
 class Forest(Generic[Task, Result]):
-    """Runs `search` for every task, `in_flight` at a time, in order.
+    """Runs `search` for every task, in order: as many at a time as `in_flight` says.
 
+    `in_flight` is a number, or is asked, with the number under way, whenever a tree ended or a moment has passed.
     A tree whose search raises PermanentError or RetryableError failed: it is counted under its reason and the others
     go on, until `failed` exceeds `max_failed`. Any other error ends the forest.
     """
@@ -65,12 +91,13 @@ class Forest(Generic[Task, Result]):
         self,
         search: Callable[[Task], Awaitable[Result]],
         *,
-        in_flight: int,
+        in_flight: int | Callable[[int], int],
         max_failed: int,
         stats: ForestStats,
         stop: StopSignal,
     ) -> None:
-        self._search, self._in_flight, self._max_failed = search, in_flight, max_failed
+        self._search, self._max_failed = search, max_failed
+        self._limit = in_flight if callable(in_flight) else lambda _: in_flight
         self.stats, self._stop = stats, stop
 
     async def grow(
@@ -79,8 +106,9 @@ class Forest(Generic[Task, Result]):
         *,
         on_result: Callable[[Task, Result], None],
         enough: Callable[[], bool] = lambda: False,
+        needed: Callable[[Task], bool] = lambda _: True,
     ) -> None:
-        """Search all tasks, or until `enough` says so (trees in flight still end).
+        """Search all tasks, or until `enough` says so: then trees in flight still end, but those not `needed`.
 
         Raises Interrupted once the stop signal is set (trees in flight are lost) and PermanentError naming the most
         frequent reasons when too many trees failed.
@@ -99,6 +127,8 @@ class Forest(Generic[Task, Result]):
                     raise PermanentError(
                         f"{self.stats.failed} trees failed, allowed are {self._max_failed}: {self.stats.top_reasons()}"
                     )
+                if enough():
+                    await self._call_off({future for future, task in running.items() if not needed(task)}, running)
                 self._launch(waiting, running, enough)
         finally:
             for future in running:
@@ -108,17 +138,27 @@ class Forest(Generic[Task, Result]):
     def _launch(
         self, waiting: Iterator[Task], running: dict[asyncio.Task[Result], Task], enough: Callable[[], bool]
     ) -> None:
-        while len(running) < self._in_flight and not enough():
+        limit = self._limit(len(running))
+        while len(running) < limit and not enough():
             task = next(waiting, None)
             if task is None:
                 return
             running[asyncio.ensure_future(_awaited(self._search(task)))] = task
+            self.stats.launched += 1
+            self.stats.most_in_flight = max(self.stats.most_in_flight, len(running))
+
+    async def _call_off(self, unneeded: set[asyncio.Task[Result]], running: dict[asyncio.Task[Result], Task]) -> None:
+        for future in unneeded:
+            future.cancel()
+            del running[future]
+        await asyncio.gather(*unneeded, return_exceptions=True)
+        self.stats.unneeded += len(unneeded)
 
     def _collect(self, task: Task, future: asyncio.Task[Result], on_result: Callable[[Task, Result], None]) -> None:
         try:
             result = future.result()
         except (PermanentError, RetryableError) as error:
-            self.stats.failures[str(error)] += 1
+            self.stats.add_failure(error)
             return
         self.stats.finished += 1
         on_result(task, result)

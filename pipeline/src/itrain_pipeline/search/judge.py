@@ -6,6 +6,7 @@ once for all trees, the ground truth's once for a tree.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -50,14 +51,23 @@ def option_ids(encode: Encode) -> tuple[int, ...]:
 
 
 class Judge:
-    """Values of free-text answers, remembered by (ground truth, answer)."""
+    """Values of free-text answers, remembered by (ground truth, answer) but for their blanks.
 
-    def __init__(self, *, encode: Encode, ask: OptionLogprobs, bos_ids: Sequence[int] = ()) -> None:
-        self._encode, self._ask = encode, ask
+    One judge belongs to one tree: what it remembers must not depend on the trees before it. A text that is being
+    judged is not asked about again: siblings with one text share the request.
+    """
+
+    def __init__(
+        self, *, encode: Encode, ask: OptionLogprobs, bos_ids: Sequence[int] = (), remember: bool = True
+    ) -> None:
+        self._encode, self._ask, self._remember = encode, ask, remember
         self._options = option_ids(encode)
         self._rubric = (*bos_ids, *encode(RUBRIC))
-        self._known: dict[tuple[str, str], float] = {}
-        self.calls = 0
+        self._known: dict[tuple[str, str], asyncio.Task[float]] = {}
+        self._judged: set[tuple[str, str]] = set()
+        self.calls = self.hits = 0
+        self.truth_tokens = self.judged_tokens = self.judged = 0
+        """Tokens of the different truths and answers that were judged, and how many answers those are."""
 
     def prompt(self, truth: str, answer: str) -> tuple[int, ...]:
         """Rubric, ground truth, answer, question; encoded apart, so that equal parts are equal ids."""
@@ -70,8 +80,29 @@ class Judge:
         )
 
     async def value(self, truth: str, answer: str) -> float:
-        key = (truth, answer)
-        if key not in self._known:
-            self.calls += 1
-            self._known[key] = judge_value(await self._ask(self.prompt(truth, answer), self._options))
-        return self._known[key]
+        """The value of an answer; raises what `ask` raised, which is not remembered."""
+        key = (truth, " ".join(answer.split()))
+        known = self._known.get(key) if self._remember else None
+        if known is not None:
+            self.hits += 1
+            return await known
+        self._count(key)
+        self._known[key] = task = asyncio.ensure_future(self._value(*key))
+        try:
+            return await task
+        except BaseException:
+            del self._known[key]
+            raise
+
+    async def _value(self, truth: str, answer: str) -> float:
+        return judge_value(await self._ask(self.prompt(truth, answer), self._options))
+
+    def _count(self, key: tuple[str, str]) -> None:
+        self.calls += 1
+        if key not in self._judged:
+            truth, answer = key
+            if all(known != truth for known, _ in self._judged):
+                self.truth_tokens += len(self._encode(truth))
+            self.judged += 1
+            self.judged_tokens += len(self._encode(answer))
+            self._judged.add(key)

@@ -21,21 +21,30 @@ class StepPair:
     best: Node
     worst: Node
     gap: float
+    rank: int = 0
+    """0 for the worst step of its node, 1 for the next, and so on."""
 
 
-def step_pairs(root: Node, settings: RolloutStage, decode: Decode) -> list[StepPair]:
-    """The tree's pairs that pass the filters: the `pairs_per_tree` widest gaps, in tree order."""
-    found = [pair for pair in _candidates(root, settings.min_visits) if passes(pair, settings, decode)]
+def step_pairs(root: Node, settings: RolloutStage, decode: Decode, *, certain: bool = False) -> list[StepPair]:
+    """The tree's pairs that pass the filters: the `pairs_per_tree` widest gaps, in tree order.
+
+    `certain`: the better step lies on a right answer, the worse one begins none (`search/certainty.py`).
+    """
+    found = [pair for pair in _candidates(root, settings, certain) if passes(pair, settings, decode)]
     widest = sorted(range(len(found)), key=lambda i: (-found[i].gap, i))[: settings.pairs_per_tree]
     return [found[i] for i in sorted(widest)]
 
 
-def _candidates(root: Node, min_visits: int) -> Iterator[StepPair]:
+def _candidates(root: Node, settings: RolloutStage, certain: bool) -> Iterator[StepPair]:
     for node in root.walk():
-        visited = [child for child in node.children.values() if child.visits >= min_visits]
-        if len(visited) > 1:
-            best, worst = max(visited, key=lambda n: n.q), min(visited, key=lambda n: n.q)
-            yield StepPair(node=node, best=best, worst=worst, gap=best.q - worst.q)
+        visited = [child for child in node.children.values() if child.visits >= settings.min_visits]
+        better = [child for child in visited if child.right or not certain]
+        if not better:
+            continue
+        best = max(better, key=lambda n: n.q)
+        worse = [child for child in visited if child is not best and (child.wrong or not certain)]
+        for rank, worst in enumerate(sorted(worse, key=lambda n: n.q)[: settings.pairs_per_node]):
+            yield StepPair(node=node, best=best, worst=worst, gap=best.q - worst.q, rank=rank)
 
 
 def passes(pair: StepPair, settings: RolloutStage, decode: Decode) -> bool:
@@ -57,8 +66,9 @@ def word_overlap(first: str, second: str) -> float:
 
 def build_pair(pair: StepPair, *, prompt_ids: tuple[int, ...], lineage: Lineage) -> PreferencePair:
     """Only the diverging steps are chosen and rejected; what they share is context. Nothing is appended to a step."""
+    place = f"{pair.node.name() or 'root'}{f'~{pair.rank}' if pair.rank else ''}"
     return PreferencePair(
-        id=f"{lineage.sample_id}/i{lineage.iteration}/{pair.node.name() or 'root'}",
+        id=f"{lineage.sample_id}/i{lineage.iteration}/{place}",
         prompt_ids=prompt_ids,
         shared_ids=pair.node.answer_ids(),
         chosen_ids=pair.best.step_ids,

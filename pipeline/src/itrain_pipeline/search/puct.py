@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from itrain_pipeline.search.tree import Node
 
@@ -28,8 +28,10 @@ def puct_score(*, q: float, prior: float, parent_visits: int, visits: int, c: fl
     return q + c * prior * math.sqrt(max(parent_visits, 1)) / (1 + visits)
 
 
-def select_child(node: Node, *, c: float, first_play_value: float, rng: random.Random) -> Node:
-    """The best child; raises ValueError without children."""
+def select_child(
+    node: Node, *, c: float, first_play_value: float, rng: random.Random, among: Callable[[Node], bool] = lambda _: True
+) -> Node:
+    """The best of the children that `among` leaves; raises ValueError without any."""
     children = list(node.children.values())
     priors = sibling_priors([child.mean_logprob for child in children])
     scores = [
@@ -40,16 +42,28 @@ def select_child(node: Node, *, c: float, first_play_value: float, rng: random.R
             visits=child.visits + child.in_flight,
             c=c,
         )
+        if among(child)
+        else -math.inf
         for child, prior in zip(children, priors, strict=True)
     ]
     best = max(scores)
+    if best == -math.inf:
+        raise ValueError("no child is left to select")
     tied = [child for child, score in zip(children, scores, strict=True) if best - score <= TIE]
     return tied[0] if len(tied) == 1 else rng.choice(tied)
 
 
-def select_leaf(root: Node, *, c: float, first_play_value: float, rng: random.Random) -> Node:
-    """Descend to a node that was not expanded yet, or where an answer ended (it backs up again)."""
+def select_leaf(root: Node, *, c: float, first_play_value: float, rng: random.Random, open_only: bool = False) -> Node:
+    """Descend to a node that was not expanded yet, or where an answer ended (it backs up again).
+
+    `open_only` leaves out the branches where nothing can be asked for any more, as long as there are others.
+    """
+    among = Node.open_below if open_only and root.open_below() else _any
     node = root
     while node.expanded and node.children:
-        node = select_child(node, c=c, first_play_value=first_play_value, rng=rng)
+        node = select_child(node, c=c, first_play_value=first_play_value, rng=rng, among=among)
     return node
+
+
+def _any(_: Node) -> bool:
+    return True

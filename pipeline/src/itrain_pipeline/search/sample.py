@@ -9,13 +9,18 @@ from itrain_contract.stagespec import RolloutStage
 from itrain_pipeline.ports import Completion, Engine, SamplingParams
 from itrain_pipeline.records import Example, Lineage, PreferencePair
 from itrain_pipeline.search.baselines import method_pairs, method_settings
+from itrain_pipeline.search.budget import Budget
+from itrain_pipeline.search.certainty import certain_truth
 from itrain_pipeline.search.forest import ForestStats, RetryPolicy, with_retries
 from itrain_pipeline.search.judge import Encode, Judge
+from itrain_pipeline.search.levers import Levers
 from itrain_pipeline.search.mcts import Cut, Oracle, StopReason, TreeSearch, stop_reason
-from itrain_pipeline.search.pairs import Decode, build_pair
+from itrain_pipeline.search.pace import Turns
+from itrain_pipeline.search.pairs import Decode, StepPair, build_pair
 from itrain_pipeline.search.reward import Reward
 from itrain_pipeline.search.seeds import derive_seed
 from itrain_pipeline.search.tree import Node
+from itrain_pipeline.search.treerecord import TreeRecord, clip, draw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,54 +38,23 @@ class Language:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TreeRecord:
-    """One tree in numbers. Tokens are those that its requests asked for, cached or not."""
-
-    sample_id: str
-    reason: StopReason
-    simulations: int
-    nodes: int
-    expanded: int
-    answers: int
-    best_reward: float
-    mean_reward: float
-    pairs: int
-    requests: int
-    judge_calls: int
-    prompt_tokens: int
-    decoded_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchedSample:
     record: TreeRecord
     pairs: tuple[PreferencePair, ...]
 
 
 @dataclass(slots=True, kw_only=True)
-class Budget:
-    """Simulations of trees that stopped early, for those that still disagree at the end of their own.
-
-    Who gets them depends on the order in which trees end, so with many in flight two runs may search different trees
-    further; one in flight repeats exactly.
-    """
-
-    freed: int = 0
-
-    def settle(self, given: int, spent: int) -> None:
-        self.freed += given - spent
-
-    def take(self, most: int) -> int:
-        taken = max(min(self.freed, most), 0)
-        self.freed -= taken
-        return taken
-
-
-@dataclass(slots=True, kw_only=True)
 class _Usage:
+    """What one tree asked for."""
+
     requests: int = 0
+    sequences: int = 0
     prompt_tokens: int = 0
     decoded_tokens: int = 0
+    retries: int = 0
+    duplicates: int = 0
+    asked: set[tuple[tuple[int, ...], int]] = field(default_factory=set)
+    """(answer ids, seed), the prompt being the tree's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,66 +70,131 @@ class SampleSearch:
     template_sha256: str
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     stats: ForestStats = field(default_factory=ForestStats)
-    budget: Budget = field(default_factory=Budget)
+    levers: Levers = field(default_factory=Levers)
+    turns: Turns = field(default_factory=Turns)
+    budget: Budget | None = None
+    """None: every tree has its own simulations and no more."""
 
     async def run(self, example: Example) -> SearchedSample:
         """The searched tree of one example. Raises PermanentError or, after all retries, RetryableError."""
         if self.settings.trees_in_flight == 1:
             self.engine.reset_prefix_cache()  # fixed-batch mode: nothing before this tree may show in its numbers
-        settings = method_settings(self.settings)
         usage = _Usage()
-        judge = None if settings.reward == "rule" else self._judge(usage)
-        search = TreeSearch(
-            settings, self._oracle(example, usage, judge), rng=random.Random(self._seed(example, (), -1))
-        )
-        decode = self.language.decode
+        self.turns.enter(example.id)
+        try:
+            return await self._search(example, usage)
+        finally:
+            self.stats.retries += usage.retries
+            self.turns.leave(example.id)
+            if self.budget is not None:
+                self.budget.recall(example.id, freed=0, given=0)  # of a tree that failed, nobody waits for more
+
+    async def _search(self, example: Example, usage: _Usage) -> SearchedSample:
+        settings, decode = method_settings(self.settings), self.language.decode
+        judge = None if settings.reward == "rule" else self._judge(example, usage)
+        oracle = self._oracle(example, usage, judge)
+        rng = random.Random(self._seed(example, (), -1))
+        search = TreeSearch(settings, oracle, rng=rng, levers=self.levers)
+        certain = oracle.truth is not None
+
+        def pairs_of(root: Node) -> list[StepPair]:
+            return method_pairs(root, settings, decode, certain=certain)
 
         def stop(root: Node) -> StopReason | None:
-            pairs = len(method_pairs(root, settings, decode))
-            return stop_reason(root, pairs=pairs, quota=settings.pairs_per_tree)
+            if not self.levers.early_stop:
+                return None
+            return stop_reason(root, pairs=len(pairs_of(root)), quota=settings.pairs_per_tree)
 
         reason = await search.run(settings.simulations, stop)
-        self.budget.settle(settings.simulations, search.simulations)
-        if reason == "budget" and (extra := self.budget.take(settings.simulations)):
+        freed = settings.simulations - search.simulations
+        extra = await self._extra(example, freed, wanted=settings.simulations if reason == "budget" else 0)
+        if extra:
             reason = await search.run(extra, stop)
-            self.budget.settle(extra, search.simulations - settings.simulations)
-        found = method_pairs(search.root, settings, decode)
+        found = pairs_of(search.root)
         lineage = self._lineage(example)
+        nodes = list(search.root.walk())
+        rewards = [node.reward for node in nodes if node.reward is not None]
+        record = TreeRecord(
+            sample_id=example.id,
+            reason=reason,
+            simulations=search.simulations,
+            nodes=len(nodes),
+            expanded=sum(node.expanded for node in nodes),
+            answers=len(rewards),
+            best_reward=max(rewards),
+            mean_reward=search.root.q,
+            pairs=len(found),
+            requests=usage.requests,
+            judge_calls=judge.calls if judge else 0,
+            prompt_tokens=usage.prompt_tokens,
+            decoded_tokens=usage.decoded_tokens,
+            sequences=usage.sequences,
+            memo_hits=judge.hits if judge else 0,
+            duplicate_requests=usage.duplicates,
+            merged_actions=search.merged_actions,
+            retries=usage.retries,
+            freed_simulations=freed,
+            extra_simulations=extra,
+            prompt_length=len(example.prompt_ids),
+            node_tokens=sum(len(node.step_ids) for node in nodes),
+            truth_tokens=judge.truth_tokens if judge else 0,
+            judged=judge.judged if judge else 0,
+            judged_tokens=judge.judged_tokens if judge else 0,
+            question=clip(next((m.content for m in reversed(example.messages) if m.role == "user"), "")),
+            truth=clip(example.answer),
+            drawn=draw(search.root, found, decode),
+        )
         pairs = tuple(build_pair(pair, prompt_ids=example.prompt_ids, lineage=lineage) for pair in found)
-        return SearchedSample(record=_record(example.id, search, reason, len(pairs), usage, judge), pairs=pairs)
+        return SearchedSample(record=record, pairs=pairs)
+
+    async def _extra(self, example: Example, freed: int, *, wanted: int) -> int:
+        """Simulations beyond the tree's own, for one that still disagrees at their end."""
+        if self.budget is None or not self.levers.hand_over or self.settings.method != "mcts":
+            return 0
+        return await self.budget.settle(example.id, freed=freed, wanted=wanted)
 
     def _oracle(self, example: Example, usage: _Usage, judge: Judge | None) -> Oracle:
-        reward = Reward(kind=self.settings.reward, call_format=self.language.call_format, judge=judge)
+        language = self.language
+        reward = Reward(kind=self.settings.reward, call_format=language.call_format, judge=judge)
 
         async def ask(answer_ids: tuple[int, ...], params: SamplingParams) -> list[Completion]:
             prompt = (*example.prompt_ids, *answer_ids)
-            done = await with_retries(lambda: self.engine.generate(prompt, params), self.retry, self.stats)
+            await self.turns.wait(example.id)
+            done = await with_retries(lambda: self.engine.generate(prompt, params), self.retry, usage)
             usage.requests += 1
-            usage.prompt_tokens += len(prompt)
+            usage.sequences += len(done)
+            usage.prompt_tokens += len(prompt) * len(done)
             usage.decoded_tokens += sum(len(completion.token_ids) for completion in done)
+            for seed in params.seeds:
+                usage.duplicates += (answer_ids, seed) in usage.asked
+                usage.asked.add((answer_ids, seed))
             return done
 
         async def value(answer_ids: tuple[int, ...]) -> float:
-            return await reward.value(example, self.language.decode(answer_ids))
+            return await reward.value(example, language.decode(answer_ids))
 
         return Oracle(
             ask=ask,
-            cut=self.language.cut,
+            cut=language.cut,
             reward=value,
             seed=lambda answer_ids, visit: self._seed(example, answer_ids, visit),
-            stop_token_ids=self.language.stop_token_ids,
+            stop_token_ids=language.stop_token_ids,
+            truth=certain_truth(
+                self.settings.certainty, example, call_format=language.call_format, decode=language.decode
+            ),
         )
 
-    def _judge(self, usage: _Usage) -> Judge:
+    def _judge(self, example: Example, usage: _Usage) -> Judge:
         """One judge a tree: what it remembers must not depend on the trees before it."""
 
         async def ask(prompt: tuple[int, ...], options: tuple[int, ...]) -> list[float]:
-            found = await with_retries(lambda: self.engine.option_logprobs(prompt, options), self.retry, self.stats)
-            usage.requests += 1
+            await self.turns.wait(example.id)
+            found = await with_retries(lambda: self.engine.option_logprobs(prompt, options), self.retry, usage)
+            usage.sequences += 1
             usage.prompt_tokens += len(prompt)
             return found
 
-        return Judge(encode=self.language.encode, ask=ask, bos_ids=self.language.bos_ids)
+        return Judge(encode=self.language.encode, ask=ask, bos_ids=self.language.bos_ids, remember=self.levers.memo)
 
     def _seed(self, example: Example, answer_ids: tuple[int, ...], visit: int) -> int:
         return derive_seed(
@@ -175,6 +214,7 @@ class SampleSearch:
             template_sha256=self.template_sha256,
             sampling={
                 "method": settings.method,
+                "certainty": settings.certainty,
                 "actions": settings.actions,
                 "simulations": settings.simulations,
                 "temperature": settings.temperature,
@@ -182,25 +222,3 @@ class SampleSearch:
                 "seed": self.run_seed,
             },
         )
-
-
-def _record(
-    sample_id: str, search: TreeSearch, reason: StopReason, pairs: int, usage: _Usage, judge: Judge | None
-) -> TreeRecord:
-    nodes = list(search.root.walk())
-    rewards = [node.reward for node in nodes if node.reward is not None]
-    return TreeRecord(
-        sample_id=sample_id,
-        reason=reason,
-        simulations=search.simulations,
-        nodes=len(nodes),
-        expanded=sum(node.expanded for node in nodes),
-        answers=len(rewards),
-        best_reward=max(rewards),
-        mean_reward=search.root.q,
-        pairs=pairs,
-        requests=usage.requests,
-        judge_calls=judge.calls if judge else 0,
-        prompt_tokens=usage.prompt_tokens,
-        decoded_tokens=usage.decoded_tokens,
-    )

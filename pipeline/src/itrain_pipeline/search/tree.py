@@ -29,6 +29,12 @@ class Node:
     visits: int = 0
     value_sum: float = 0.0
     in_flight: int = 0
+    expanding: bool = False
+    """Its completions are under way: whoever comes here waits for them instead of asking again."""
+    right: bool = False
+    """A right answer was sampled through here."""
+    wrong: bool = False
+    """No right answer begins like this."""
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
 
     @property
@@ -39,6 +45,15 @@ class Node:
     def q(self) -> float:
         """Mean value; 0.0 before the first visit."""
         return self.value_sum / self.visits if self.visits else 0.0
+
+    @property
+    def closed(self) -> bool:
+        """There is nothing to ask for here: asked already, ended, or contradicted."""
+        return self.expanded or self.ending is not None or self.wrong
+
+    def open_below(self) -> bool:
+        """Whether something can still be asked for here or below; what is wrong has nothing right below it."""
+        return not self.closed or (not self.wrong and any(child.open_below() for child in self.children.values()))
 
     def path(self) -> Iterator[Node]:
         """The node and its ancestors, root last."""
@@ -60,23 +75,26 @@ class Node:
 
     def name(self) -> str:
         """Position by child numbers, `0.2.1`; empty for the root."""
-        numbers = [list(n.parent.children).index(n.step_ids) for n in self.path() if n.parent is not None]
+        numbers = [list(n.parent.children.values()).index(n) for n in self.path() if n.parent is not None]
         return ".".join(map(str, reversed(numbers)))
 
 
-def thread_chain(node: Node, steps: Steps, logprobs: Sequence[float], ending: FinishReason, *, depth: int) -> Node:
+def thread_chain(
+    node: Node, steps: Steps, logprobs: Sequence[float], ending: FinishReason, *, depth: int, merge: bool = True
+) -> Node:
     """Add one completion below `node`, step by step; known beginnings and identical steps are shared.
 
     `steps` join to the completion's ids, `logprobs` has one entry per id. What lies deeper than `depth` levels from
-    the root becomes one last step. Returns the node where the answer ended.
+    the root becomes one last step. Returns the node where the answer ended. Without `merge` every completion is a
+    branch of its own, as if identical actions were different ones.
     """
     at = 0
     for step in _limit_levels(steps, depth - node.level):
-        child = node.children.get(step)
+        child = node.children.get(step) if merge else None
         if child is None:
             span = logprobs[at : at + len(step)]
             child = Node(step_ids=step, parent=node, level=node.level + 1, mean_logprob=sum(span) / len(span))
-            node.children[step] = child
+            node.children[step if merge else (*step, -1 - len(node.children))] = child
         node, at = child, at + len(step)
     if not node.children:
         node.ending = ending

@@ -1,7 +1,8 @@
 """rollout: step-level tree search on the hardest samples of this shard; preference pairs come out.
 
-Each finished sample is put into the work area, so a restarted attempt loses only the trees in flight. With
-`treesInFlight: 1` every tree's numbers depend on nothing but the tree, so a repeated run gives the same pairs.
+Each finished sample is put into the work area, so a restarted attempt loses only the trees in flight. How many are in
+flight follows the engine's free memory; which pairs come out does not depend on it, but for what the batch does to the
+model's last bits. With `treesInFlight: 1` every tree's numbers depend on nothing but the tree, to the bit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,15 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.learn.inputs import newest_adapter, prepare_result
 from itrain_pipeline.ports import Engine, Ports, StageOutput
 from itrain_pipeline.records import Example, PreferencePair, ScoredExample, from_dict, read_jsonl, write_jsonl
+from itrain_pipeline.search.baselines import method_settings
+from itrain_pipeline.search.budget import Budget, PairQuota
+from itrain_pipeline.search.counters import forest_counters, tree_counters
 from itrain_pipeline.search.forest import Forest
-from itrain_pipeline.search.sample import Language, SampleSearch, SearchedSample, TreeRecord
+from itrain_pipeline.search.levers import Levers
+from itrain_pipeline.search.order import neighbours
+from itrain_pipeline.search.pace import plan_trees, tree_blocks
+from itrain_pipeline.search.sample import Language, SampleSearch, SearchedSample
+from itrain_pipeline.search.treerecord import tree_record
 from itrain_pipeline.search.vocabulary import TokenBytes
 from itrain_pipeline.stages.journal import Journal
 from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
@@ -34,11 +43,7 @@ from itrain_pipeline.toolcalls.steps import cut_steps
 
 log = logging.getLogger(__name__)
 
-AUTO_TREES_CPU = 16
-AUTO_TREES_GPU = 128
-"""Trees in flight where the spec leaves it to us: enough to keep the engine's batch full, few enough that their
-prompts stay among the known prefixes."""
-
+ENGINE_TOKENS = ("prefill_computed", "prefill_cached", "decoded")
 EngineOpener = Callable[..., Engine]
 
 
@@ -53,7 +58,10 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
     examples = select_examples(stage_input, prepare, ports)
     adapter = newest_adapter(ports.upstream)
-    done = read_finished(Journal(ports.work, "trees"))
+    levers = Levers()
+    if levers.neighbours:
+        examples = neighbours(examples)
+    done, spent = read_finished(Journal(ports.work, "trees"))
     search = SampleSearch(
         settings=settings,
         engine=engine_opener(
@@ -67,11 +75,13 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
         iteration=stage_input.iteration,
         adapter_sha256="" if adapter is None else adapter.sha256,
         template_sha256=renderer.template_sha256,
+        levers=levers,
+        budget=Budget([example.id for example in examples]),
     )
     search.engine.load_adapter(f"iteration-{stage_input.iteration}", None if adapter is None else adapter.folder)
     quota = shard_part(settings.max_pairs, ports.shard, stage_input.shards or 1)
-    asyncio.run(search_all(search, examples, done, ports, quota=quota))
-    return build_output(examples, done, search, ports.scratch, quota=quota)
+    asyncio.run(search_all(search, examples, done, ports, quota=quota, spent=spent))
+    return build_output(examples, done, search, ports.scratch, quota=quota, spent=spent)
 
 
 async def search_all(
@@ -81,37 +91,80 @@ async def search_all(
     ports: Ports,
     *,
     quota: int,
+    spent: Counter[str],
 ) -> None:
-    """Search what is not in `done` yet, and put it there and into the work area. Closes the engine."""
+    """Search what is not in `done` yet, and put it there and into the work area. Closes the engine.
+
+    `spent` comes with the engine's tokens of earlier attempts and leaves with those of all.
+    """
     journal = Journal(ports.work, "trees")
-    settings = search.settings
-    search.budget.freed = freed_simulations(done, settings)
-    pairs = sum(len(sample.pairs) for sample in done.values())
+    settings, engine = search.settings, search.engine
+    recall_finished(search.budget, examples, done)
+    pairs = PairQuota([example.id for example in examples], quota)
+    for sample_id, sample in done.items():
+        pairs.add(sample_id, len(sample.pairs))
+    before = engine_tokens(engine)
+
+    def work() -> dict[str, int]:
+        """What the engine did since this was asked last."""
+        nonlocal before
+        now = engine_tokens(engine)
+        new, before = now - before, now
+        spent.update(new)
+        return dict(new)
 
     def finished(example: Example, sample: SearchedSample) -> None:
-        nonlocal pairs
         done[example.id] = sample
-        pairs += len(sample.pairs)
-        journal.add(dataclasses.asdict(sample))
-        ports.progress.update(len(done), len(examples), f"{pairs} pairs, {search.stats.failed} failed trees")
+        pairs.add(example.id, len(sample.pairs))
+        journal.add({**dataclasses.asdict(sample), "engine": work()})
+        ports.progress.update(len(done), len(examples), f"{pairs.pairs} pairs, {search.stats.failed} failed trees")
 
+    left = [example for example in examples if example.id not in done]
     forest = Forest(
         search.run,
-        in_flight=settings.trees_in_flight or _auto_trees(),
+        in_flight=Pace(search, left),
         max_failed=int(settings.max_failed_trees * len(examples)),
         stats=search.stats,
         stop=ports.stop,
     )
-    left = [example for example in examples if example.id not in done]
-    ports.progress.update(len(done), len(examples), f"{pairs} pairs")
+    ports.progress.update(len(done), len(examples), f"{pairs.pairs} pairs")
     try:
-        await forest.grow(left, on_result=finished, enough=lambda: pairs >= quota)
+        await forest.grow(
+            left, on_result=finished, enough=pairs.enough, needed=lambda example: pairs.needed(example.id)
+        )
     finally:
         try:
             await journal.flush()
         finally:
-            await search.engine.aclose()
-    ports.progress.update(len(examples), len(examples), f"{pairs} pairs, {search.stats.failed} failed trees")
+            work()
+            await engine.aclose()
+    ports.progress.update(len(examples), len(examples), f"{pairs.pairs} pairs, {search.stats.failed} failed trees")
+
+
+class Pace:
+    """How many trees may run, from the engine's free blocks; also holds back the requests of the youngest ones."""
+
+    def __init__(self, search: SampleSearch, examples: Sequence[Example]) -> None:
+        self._search = search
+        self._longest = max((len(example.prompt_ids) for example in examples), default=1)
+
+    def __call__(self, in_flight: int) -> int:
+        settings, capacity = self._search.settings, self._search.engine.kv_capacity()
+        actions = method_settings(settings).actions
+        plan = plan_trees(
+            total_blocks=capacity.total_blocks,
+            free_blocks=capacity.free_blocks,
+            blocks_per_tree=tree_blocks(
+                self._longest,
+                actions=actions,
+                max_answer_tokens=settings.max_answer_tokens,
+                block_tokens=capacity.block_tokens,
+            ),
+            in_flight=in_flight,
+            cap=settings.trees_in_flight,
+        )
+        self._search.turns.set_limit(plan.trees)
+        return plan.trees
 
 
 def build_output(
@@ -121,6 +174,7 @@ def build_output(
     folder: Path,
     *,
     quota: int,
+    spent: Mapping[str, int],
 ) -> StageOutput:
     """Pairs and tree records in the order of the samples, whatever the order in which they ended."""
     samples = [done[example.id] for example in examples if example.id in done]
@@ -128,21 +182,11 @@ def build_output(
     records = [sample.record for sample in samples]
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "trees.jsonl", records)
-    stats, engine = search.stats, search.engine.counters()
+    stats = search.stats
     if stats.failed:
         log.warning("%d of %d trees failed: %s", stats.failed, len(examples), stats.top_reasons())
-    counters = {
-        "samples": len(examples),
-        "trees": len(records),
-        "failed_trees": stats.failed,
-        "retried_requests": stats.retries,
-        "trees_without_pair": sum(not record.pairs for record in records),
-        "pairs": len(pairs),
-        **{name: sum(getattr(record, name) for record in records) for name in SUMMED},
-        "prefill_computed": engine.prefill_computed,
-        "prefill_cached": engine.prefill_cached,
-        "decoded": engine.decoded,
-    }
+    counters = {**tree_counters(records), **forest_counters(stats, len(examples), len(records)), **spent}
+    counters |= {"pairs": len(pairs), "held_requests": search.turns.waits}
     return StageOutput(
         outputs={name: folder / name for name in ("pairs.jsonl", "trees.jsonl")},
         counters={name: float(value) for name, value in counters.items()},
@@ -150,13 +194,11 @@ def build_output(
             "method": search.settings.method,
             "adapter_sha256": search.adapter_sha256,
             "template_sha256": search.template_sha256,
+            "most_trees_in_flight": str(stats.most_in_flight),
             **({"failures": stats.top_reasons()} if stats.failed else {}),
         },
         message=f"{len(pairs)} pairs from {len(records)} trees, {stats.failed} failed",
     )
-
-
-SUMMED = ("simulations", "nodes", "requests", "judge_calls", "prompt_tokens", "decoded_tokens")
 
 
 def select_examples(stage_input: StageInput, prepare: StageResult, ports: Ports) -> list[Example]:
@@ -210,31 +252,33 @@ def build_language(model_dir: Path, renderer: Renderer, call_format: Any, settin
     )
 
 
-def read_finished(journal: Journal) -> dict[str, SearchedSample]:
-    """What earlier attempts finished, by sample."""
-    samples = (
-        SearchedSample(
-            record=TreeRecord(**row["record"]),
-            pairs=tuple(from_dict(PreferencePair, pair) for pair in row["pairs"]),
-        )
-        for row in journal.rows()
-    )
-    return {sample.record.sample_id: sample for sample in samples}
+def read_finished(journal: Journal) -> tuple[dict[str, SearchedSample], Counter[str]]:
+    """What earlier attempts finished, by sample, and the tokens that the engine spent on it."""
+    done: dict[str, SearchedSample] = {}
+    spent: Counter[str] = Counter(dict.fromkeys(ENGINE_TOKENS, 0))
+    for row in journal.rows():
+        record = tree_record(row["record"])
+        pairs = tuple(from_dict(PreferencePair, pair) for pair in row["pairs"])
+        done[record.sample_id] = SearchedSample(record=record, pairs=pairs)
+        spent.update(row.get("engine", {}))
+    return done, spent
 
 
-def freed_simulations(done: Mapping[str, SearchedSample], settings: RolloutStage) -> int:
-    """What the finished trees left of their budgets; for `mcts` only, the baselines have one simulation."""
-    if settings.method != "mcts":
-        return 0
-    return sum(settings.simulations - sample.record.simulations for sample in done.values())
+def recall_finished(budget: Budget | None, examples: Sequence[Example], done: Mapping[str, SearchedSample]) -> None:
+    """Tell the budget what the trees of earlier attempts left and were given."""
+    if budget is None:
+        return
+    for example in examples:
+        if example.id in done:
+            record = done[example.id].record
+            budget.recall(example.id, freed=record.freed_simulations, given=record.extra_simulations)
+
+
+def engine_tokens(engine: Engine) -> Counter[str]:
+    counters = engine.counters()
+    return Counter({name: getattr(counters, name) for name in ENGINE_TOKENS})
 
 
 def shard_part(total: int, shard: int, shards: int) -> int:
     """This shard's part of a total: parts differ by one at most and add up."""
     return total // shards + (shard < total % shards)
-
-
-def _auto_trees() -> int:
-    import torch
-
-    return AUTO_TREES_GPU if torch.cuda.is_available() else AUTO_TREES_CPU
