@@ -118,6 +118,8 @@ class IterationHistory(SpecModel):
     metrics: Annotated[list[Metric], Field(max_length=32)] = []
     pairs: int = 0
     failed_trees: int = 0
+    search: Annotated[dict[str, int], Field(max_length=16)] = {}
+    """What the iteration's rollout counted: trees, requests, tokens and what went wrong."""
 
 
 class ITrainRunStatus(SpecModel):

@@ -108,7 +108,7 @@ def run_figures(run: ClusterRun) -> dict[StageRef, StageFigures]:
         if entry is not None and ref.kind == StageKind.EVALUATE:
             metrics = {metric.name: metric.value for metric in entry.metrics}
         if entry is not None and ref.kind == StageKind.ROLLOUT and (entry.pairs or entry.failed_trees):
-            counters = {"pairs": entry.pairs, "failed_trees": entry.failed_trees}
+            counters = {**entry.search, "pairs": entry.pairs, "failed_trees": entry.failed_trees}
         found[ref] = StageFigures(ref=ref, seconds=float(record.seconds), metrics=metrics, counters=counters)
     return found
 

@@ -22,6 +22,23 @@ from itrain_operator.observed import JobView
 METRIC_NAME_LIMIT = 63
 STATUS_METRICS = 64
 HISTORY_METRICS = 32
+SEARCH_COUNTERS = (
+    "trees",
+    "trees_without_pair",
+    "requests",
+    "judge_calls",
+    "memo_hits",
+    "merged_actions",
+    "extra_simulations",
+    "prefill_computed",
+    "prefill_cached",
+    "decoded",
+    "limit_tokens",
+    "duplicate_requests",
+    "lost_trees",
+    "retried_requests",
+)
+"""Of a rollout's counters, those that an iteration's history keeps; the whole of them is in its results."""
 TEXT_LIMIT = 128
 MESSAGE_LIMIT = 512
 TABLE_LIMIT = 40
@@ -143,6 +160,8 @@ def add_history(
     if ref.kind == StageKind.ROLLOUT and view.summary is not None:
         update["pairs"] = int(view.summary.counters.get("pairs", 0))
         update["failed_trees"] = int(view.summary.counters.get("failed_trees", 0))
+        counted = view.summary.counters
+        update["search"] = {name: int(counted[name]) for name in SEARCH_COUNTERS if name in counted}
     by_iteration[iteration] = entry.model_copy(update=update)
     return [by_iteration[key] for key in sorted(by_iteration)][-limit:]
 

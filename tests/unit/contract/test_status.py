@@ -52,7 +52,13 @@ def largest_status() -> ITrainRunStatus:
     ]
     metrics = [Metric(name=f"bfcl/live_parallel_multiple_{n}/accuracy", value=0.123456789) for n in range(64)]
     history = [
-        IterationHistory(iteration=n, stage_seconds=dict.fromkeys(StageKind, 99999), metrics=metrics[:32], pairs=4000)
+        IterationHistory(
+            iteration=n,
+            stage_seconds=dict.fromkeys(StageKind, 99999),
+            metrics=metrics[:32],
+            pairs=4000,
+            search={f"{'counter':_<18}{n:02d}": 10**9 for n in range(16)},
+        )
         for n in range(91, 101)
     ]
     condition = Condition(

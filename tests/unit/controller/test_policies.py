@@ -19,7 +19,15 @@ from itrain_operator.accounting import elapsed
 from itrain_operator.earlystop import gained, judge
 from itrain_operator.observed import JobState
 from itrain_operator.policies import backoff, quorum
-from itrain_operator.progress import best_text, clip_indexes, progress, progress_text, select_metrics
+from itrain_operator.progress import (
+    SEARCH_COUNTERS,
+    add_history,
+    best_text,
+    clip_indexes,
+    progress,
+    progress_text,
+    select_metrics,
+)
 from itrain_operator.sequence import order_key
 from itrain_testing.builders import after, drive_to, make_run, make_spec, ref, step, view_of
 
@@ -294,13 +302,28 @@ def test_the_history_holds_each_iteration_with_its_stages_and_no_more_than_its_l
     assert [(m.name, m.value) for m in run.status.history[1].metrics] == [(METRIC, 0.3)]
 
 
+def test_the_history_keeps_what_the_search_counted_and_nothing_else() -> None:
+    counted = {**dict.fromkeys(SEARCH_COUNTERS, 7.0), "pairs": 5.0, "failed_trees": 1.0, "held_requests": 9.0}
+    run = drive_to(make_run(make_spec()), ref("rollout", 1))
+    view = view_of(run, JobState.COMPLETE, summary=TerminationSummary(exit_code=0, counters=counted))
+    (entry,) = add_history([], ref("rollout", 1), view, iteration=1, seconds=3.0, first_metric=METRIC, limit=10)
+    assert (entry.pairs, entry.failed_trees) == (5, 1)
+    assert entry.search == dict.fromkeys(SEARCH_COUNTERS, 7)
+    (scored,) = add_history([], ref("score", 1), view, iteration=1, seconds=3.0, first_metric=METRIC, limit=10)
+    assert scored.search == {}
+
+
 def test_a_hundred_iterations_of_ten_thousand_shards_with_holes_keep_the_status_within_its_budget() -> None:
     sharded = {"shards": 10_000, "parallelism": 100, "minSucceeded": 1}
     spec = make_spec(stages={"score": sharded, "rollout": sharded}, iterations={"max": 100}, historyLimit=100)
     run = make_run(spec)
     holed = frozenset(range(0, 10_000, 2))
     names = [f"bfcl/live_parallel_multiple_{n}/accuracy" for n in range(70)]
-    metrics = TerminationSummary(exit_code=0, metrics={METRIC: 0.5} | dict.fromkeys(names, 0.123456789))
+    metrics = TerminationSummary(
+        exit_code=0,
+        metrics={METRIC: 0.5} | dict.fromkeys(names, 0.123456789),
+        counters=dict.fromkeys(("pairs", "failed_trees", *SEARCH_COUNTERS), 1e12),
+    )
     for _ in range(500):
         pointed = run.status.stage
         view = []
