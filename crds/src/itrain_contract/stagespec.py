@@ -177,7 +177,7 @@ class RolloutStage(ShardedStage):
     certainty: Literal["calls", "all", "none"] = "all"
     """Pairs that the ground truth confirms (better step on a sampled right answer, worse step the beginning of none):
     `calls` where the answer is a call, `all` for free text too (equal but for blanks and capitals), `none` by value."""
-    pairs_per_node: Annotated[int, Field(ge=1, le=64)] = 1
+    pairs_per_node: Annotated[int, Field(ge=1, le=64)] = 3
     """Worse steps that the best step of a node is preferred to, the worst ones first; the paper has one."""
     pairs_per_tree: Annotated[int, Field(ge=1, le=1000)] = 4
     max_pairs: Annotated[int, Field(ge=1, le=10_000_000)] = 4000

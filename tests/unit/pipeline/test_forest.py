@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from itrain_pipeline.errors import Interrupted, PermanentError, RetryableError
-from itrain_pipeline.search.forest import Forest, ForestStats, RetryPolicy, with_retries
+from itrain_pipeline.search.forest import MAX_REASONS, Forest, ForestStats, RetryPolicy, with_retries
 
 
 class Stop:
@@ -17,7 +17,9 @@ class Stop:
         self.is_set = when
 
 
-def forest(search: Any, *, in_flight: int = 3, max_failed: int = 0, stop: Any = None) -> Forest[int, int]:
+def forest(
+    search: Any, *, in_flight: int | Callable[[int], int] = 3, max_failed: int = 0, stop: Any = None
+) -> Forest[int, int]:
     return Forest(search, in_flight=in_flight, max_failed=max_failed, stats=ForestStats(), stop=stop or Stop())
 
 
@@ -98,6 +100,47 @@ def test_enough_stops_new_trees_and_lets_those_in_flight_end() -> None:
     asyncio.run(trees.grow(range(100), on_result=found.__setitem__, enough=lambda: len(found) >= 5))
     assert 5 <= len(found) <= 5 + 4
     assert sorted(found) == sorted(searching.started)
+
+
+def test_trees_that_nobody_needs_any_more_are_called_off_and_counted() -> None:
+    found: dict[int, int] = {}
+
+    async def staggered(task: int) -> int:
+        await asyncio.sleep(0.01 * task)
+        return task
+
+    trees = forest(staggered, in_flight=6)
+    asyncio.run(
+        trees.grow(
+            [1, 5, 9, 2, 30, 40], on_result=found.__setitem__, enough=lambda: 1 in found, needed=lambda task: task < 20
+        )
+    )
+    assert found == {task: task for task in (1, 2, 5, 9)}
+    assert (trees.stats.launched, trees.stats.finished, trees.stats.unneeded, trees.stats.ended) == (6, 4, 2, 6)
+
+
+def test_a_limit_that_changes_is_asked_with_the_number_under_way_and_kept() -> None:
+    searching, asked = Searching(), []
+
+    def limit(in_flight: int) -> int:
+        asked.append(in_flight)
+        return 1 if len(searching.started) < 4 else 5
+
+    asyncio.run(forest(searching, in_flight=limit).grow(range(3, 99, 4), on_result=lambda *_: None))
+    assert searching.most == 5
+    assert asked[0] == 0
+    assert max(asked) <= 5
+    assert searching.started == list(range(3, 99, 4))
+
+
+def test_failures_have_a_kind_and_their_reasons_are_bounded() -> None:
+    stats = ForestStats()
+    for number in range(500):
+        stats.add_failure(PermanentError(f"prompt {number}") if number % 5 else RetryableError("gone"))
+    assert stats.kinds == {"PermanentError": 400, "RetryableError": 100}
+    assert stats.failed == 500
+    assert len(stats.failures) <= MAX_REASONS + 1
+    assert stats.failures["gone"] == 100
 
 
 def test_a_retryable_failure_is_tried_again_with_growing_waits_and_counted() -> None:

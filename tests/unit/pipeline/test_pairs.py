@@ -19,7 +19,7 @@ from itrain_pipeline.search.tree import Node, back_up, thread_chain
 from itrain_testing.scripted_engine import END, ScriptedEngine, toy_cut, toy_policy, toy_reward
 
 LINEAGE = Lineage(sample_id="row-1", iteration=2, adapter_sha256="a", template_sha256="t", sampling={"seed": 1})
-ANY = RolloutStage(min_gap=0.0, max_overlap=1.0, min_best=-1.0)
+ANY = RolloutStage(min_gap=0.0, max_overlap=1.0, min_best=-1.0, pairs_per_node=1)
 
 
 def words(ids: Sequence[int]) -> str:
@@ -106,6 +106,32 @@ def test_each_filter_drops_a_pair_at_its_limit(fields: dict[str, Any], kept: int
     # gap 0.3, best 0.2, overlap 1 of 2 words
     root = tree((((1, 2),), 0.2), (((1, 3),), -0.1))
     assert len(step_pairs(root, ANY.model_copy(update=fields), words)) == kept
+
+
+def test_the_best_step_of_a_node_is_preferred_to_as_many_worse_ones_as_asked_for() -> None:
+    root = tree((((1,),), 0.9), (((2,),), -0.5), (((3,),), 0.1), (((4,),), -0.2))
+    for most, worse in ((1, [(2,)]), (2, [(2,), (4,)]), (9, [(2,), (4,), (3,)])):
+        found = step_pairs(root, ANY.model_copy(update={"pairs_per_node": most}), words)
+        assert [pair.best.step_ids for pair in found] == [(1,)] * len(worse)
+        assert [pair.worst.step_ids for pair in found] == worse
+        made = [build_pair(pair, prompt_ids=(9,), lineage=LINEAGE) for pair in found]
+        assert len({pair.id for pair in made}) == len(made)
+    assert [pair.id for pair in made] == ["row-1/i2/root", "row-1/i2/root~1", "row-1/i2/root~2"]
+
+
+def test_a_certain_pair_has_a_right_step_and_a_wrong_one_whatever_lies_between() -> None:
+    root = tree((((1,),), 0.9), (((2,),), 0.8), (((3,),), 0.1), (((4,),), -1.0))
+    best, right, wrong, _ = root.children.values()
+    assert step_pairs(root, ANY, words, certain=True) == []
+    right.right = True
+    assert step_pairs(root, ANY, words, certain=True) == []
+    wrong.wrong = True
+    (pair,) = step_pairs(root, ANY, words, certain=True)
+    assert (pair.best, pair.worst) == (right, wrong)
+    best.wrong = True  # worth more than the right one: no preference against the value either
+    assert [p.worst for p in step_pairs(root, ANY.model_copy(update={"pairs_per_node": 9}), words, certain=True)] == [
+        wrong
+    ]
 
 
 def test_equal_values_prefer_nothing_even_without_a_minimum_gap() -> None:

@@ -46,7 +46,7 @@ def grown(answers: int) -> Node:
 
 
 def pairs_of(root: Node) -> list[StepPair]:
-    return step_pairs(root, RolloutStage(max_overlap=1.0, pairs_per_tree=4), str)
+    return step_pairs(root, RolloutStage(max_overlap=1.0, pairs_per_tree=4, pairs_per_node=1), str)
 
 
 def test_a_drawn_tree_has_each_node_behind_its_parent_and_both_sides_of_every_pair() -> None:

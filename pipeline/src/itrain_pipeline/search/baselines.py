@@ -12,11 +12,11 @@ from itrain_pipeline.search.tree import Node
 
 
 def method_settings(settings: RolloutStage) -> RolloutStage:
-    """The same budget of completions as one expansion of the root; `mcts` is left as it is."""
+    """The same completions as one expansion of the root, and one pair of it; `mcts` is left as it is."""
     if settings.method == "mcts":
         return settings
     completions = settings.actions * settings.simulations
-    changed = {"actions": completions, "simulations": 1}
+    changed = {"actions": completions, "simulations": 1, "pairs_per_node": 1}
     if settings.method == "bestOfN":
         changed["depth"] = 1
     return settings.model_copy(update=changed)
