@@ -1,9 +1,11 @@
-"""`python -m itrain_pipeline <stage>`, and what `itrain` asks of a storage folder. Argv and environment only."""
+"""`python -m itrain_pipeline <stage>`, and what `itrain` asks of a storage folder or of this machine. Argv and
+environment only."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import re
 import sys
@@ -50,7 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the HTML report of a run from its results")
     report.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
     report.add_argument("--out", required=True, type=Path, help="the HTML file to write")
+    report.add_argument("--bench", type=Path, help="search.json of `make bench-search`: its arms beside the counters")
     report.set_defaults(handler=_report)
+    statistics = commands.add_parser("statistics", help="what a run's finished stages tell a plan, as JSON")
+    statistics.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
+    statistics.add_argument("--out", required=True, type=Path, help="the JSON file to write")
+    statistics.set_defaults(handler=_statistics)
+    add_profile(commands.add_parser("profile", help="measure how fast this machine is with a model, as JSON"))
     shown = commands.add_parser("show-result", help="print a stage's result.json")
     shown.add_argument("--prefix", required=True, type=_folder, help="URI of an attempt's folder")
     shown.add_argument("--shard", type=int, help="completion index of a sharded stage")
@@ -65,6 +73,17 @@ def build_parser() -> argparse.ArgumentParser:
     purged.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
     purged.set_defaults(handler=_purge)
     return parser
+
+
+def add_profile(profile: argparse.ArgumentParser) -> None:
+    profile.add_argument("--out", required=True, type=Path, help="the JSON file to write")
+    profile.add_argument("--model", type=Path, help="a model folder; default: the built-in model")
+    profile.add_argument("--engine", default="auto", choices=("auto", "transformers", "vllm"))
+    profile.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
+    profile.add_argument("--prompt-tokens", type=int, default=800, help="length of the prompts")
+    profile.add_argument("--seconds", type=float, default=4.0, help="least time of each figure")
+    profile.add_argument("--threads", default="", help="on a CPU: numbers of threads, as in 1,2")
+    profile.set_defaults(handler=_profile)
 
 
 def load_stage(kind: StageKind) -> StageFunction:
@@ -102,8 +121,50 @@ def _report(arguments: argparse.Namespace) -> int:
         raise DataError(f"{arguments.run_root} has no finished stage to report on")
     with tempfile.TemporaryDirectory(prefix="itrain-report-") as cache:
         upstream = StoreUpstream(store, (), cache=Path(cache))
-        page = build_report(collect_from_results(results, upstream.fetch))
+        bench = json.loads(arguments.bench.read_text()) if arguments.bench else None
+        page = build_report(collect_from_results(results, upstream.fetch, bench=bench))
         write_atomic(arguments.out, page.encode())
+    print(arguments.out)
+    return ExitCode.DONE
+
+
+def _statistics(arguments: argparse.Namespace) -> int:
+    from itrain_pipeline.evals.runstats import run_statistics
+
+    store = open_store(arguments.run_root)
+    results = run_results(store, arguments.run_root)
+    with tempfile.TemporaryDirectory(prefix="itrain-statistics-") as cache:
+        upstream = StoreUpstream(store, (), cache=Path(cache))
+        name = arguments.run_root.rstrip("/").rpartition("/")[2].rpartition("-")[0]
+        found = run_statistics(results, upstream.fetch, run=name)
+        write_atomic(arguments.out, (found.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n").encode())
+    print(arguments.out)
+    return ExitCode.DONE
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    spare_the_compiler(os.environ)
+    from itrain_pipeline.profiling import ProfileSettings, measure_profile  # loads torch
+    from itrain_pipeline.quickstart import model_path
+
+    threads = [part.strip() for part in arguments.threads.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) for part in threads):
+        raise ConfigError(f"--threads: got {arguments.threads!r}, allowed are numbers from 1 on, as in 1,2")
+    model = arguments.model or model_path()
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"--model: {model} has no config.json")
+    made = measure_profile(
+        ProfileSettings(
+            model=model,
+            name=arguments.out.stem,
+            engine=arguments.engine,
+            precision=arguments.precision,
+            prompt_tokens=arguments.prompt_tokens,
+            seconds=arguments.seconds,
+            threads=tuple(map(int, threads)),
+        )
+    )
+    write_atomic(arguments.out, (made.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n").encode())
     print(arguments.out)
     return ExitCode.DONE
 

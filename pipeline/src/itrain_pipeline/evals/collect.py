@@ -20,6 +20,7 @@ from itrain_pipeline.evals.report_data import (
     StageCost,
     TrainingCurve,
 )
+from itrain_pipeline.evals.trees import collect_records, collect_trees
 from itrain_pipeline.records import Prediction, ScoredExample, read_jsonl
 
 Fetch = Callable[[ArtifactRef], Path]
@@ -45,6 +46,7 @@ def collect_from_results(
     metric: str | None = None,
     best: str | None = None,
     created: float | None = None,
+    bench: Mapping[str, float] | None = None,
 ) -> ReportData:
     """Read what the finished stages left; what is not there is left out of the report.
 
@@ -57,6 +59,7 @@ def collect_from_results(
     told = export.info if export else {}
     end = created if created is not None else max((r.started + r.seconds for r in ordered), default=0.0)
     points = collect_points(ordered, fetch)
+    searched = collect_records(ordered, fetch)
     return ReportData(
         run=run or _run_name(ordered),
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(end)),
@@ -69,6 +72,9 @@ def collect_from_results(
             SearchResult(iteration=iteration, counters=summed(shards))
             for iteration, shards in _by_iteration(ordered, StageKind.ROLLOUT)
         ),
+        searched=searched,
+        trees=collect_trees(searched, ordered, fetch),
+        bench=bench or {},
         costs=tuple(_costs(ordered)),
         facts=tuple(_facts(ordered)),
     )

@@ -15,6 +15,7 @@ from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart
 from itrain_pipeline.evals.collect import collect_from_results
 from itrain_pipeline.evals.metrics import Score, paired_gain
 from itrain_pipeline.evals.report_data import PointResult, ReportData
+from itrain_pipeline.evals.searchtable import build_search_table
 from itrain_pipeline.evals.tables import (
     benchmarks,
     category_tables,
@@ -23,10 +24,10 @@ from itrain_pipeline.evals.tables import (
     error_tables,
     percent,
     point_name,
-    search_table,
     signed,
     unbroken,
 )
+from itrain_pipeline.evals.treeview import tree_card
 
 __all__ = ["Verdict", "build_report", "collect_from_results", "verdict"]
 
@@ -192,7 +193,13 @@ def build_report(data: ReportData) -> str:
         errors=error_tables(data),
         losses=loss_charts(data),
         perplexities=perplexity_charts(data),
-        search=search_table(data),
+        search=build_search_table(
+            {search.iteration: search.counters for search in data.searches},
+            {one.iteration: one.records for one in data.searched},
+            data.bench,
+        ),
+        trees=[tree_card(tree) for tree in data.trees],
+        undrawn=bool(data.searched) and not any(r.drawn for one in data.searched for r in one.records),
         costs=cost_rows(data),
         total_time=duration(math.fsum(cost.seconds for cost in data.costs)),
         gold_defects=len(GOLD_DEFECTS),

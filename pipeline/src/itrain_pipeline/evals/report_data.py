@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from itrain_pipeline.evals.metrics import Score, score_groups
+from itrain_pipeline.evals.trees import Searched, ShownTree
 from itrain_pipeline.records import Prediction
 
 
@@ -73,6 +74,12 @@ class ReportData:
     curves: tuple[TrainingCurve, ...] = ()
     perplexities: tuple[Perplexities, ...] = ()
     searches: tuple[SearchResult, ...] = ()
+    searched: tuple[Searched, ...] = ()
+    """The records of all trees, for what is counted over them."""
+    trees: tuple[ShownTree, ...] = ()
+    """The few that are drawn."""
+    bench: Mapping[str, float] = field(default_factory=dict)
+    """Figures of `make bench-search`, whose arms then stand beside the run's own counters."""
     costs: tuple[StageCost, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     """Lineage, versions, precision, hardware: label and value."""

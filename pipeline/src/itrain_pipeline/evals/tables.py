@@ -102,22 +102,6 @@ def error_tables(data: ReportData) -> list[dict[str, Any]]:
     return tables
 
 
-def search_table(data: ReportData) -> dict[str, Any]:
-    """Counters by iteration, the ones that matter first."""
-    first = ("trees", "failed_trees", "pairs", "requests", "prefill_computed", "prefill_cached", "decoded")
-    present = {name for search in data.searches for name in search.counters}
-    names = [name for name in first if name in present] + sorted(present - set(first))
-    rows = [
-        {"name": name.replace("_", " "), "cells": [_amount_or_dash(s.counters.get(name)) for s in data.searches]}
-        for name in names
-    ]
-    return {"iterations": [search.iteration for search in data.searches], "rows": rows}
-
-
-def _amount_or_dash(value: float | None) -> str:
-    return "–" if value is None else amount(value)
-
-
 def cost_rows(data: ReportData) -> list[dict[str, Any]]:
     longest = max((cost.seconds for cost in data.costs), default=0.0)
     return [
