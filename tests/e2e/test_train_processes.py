@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,18 @@ def test_two_processes_stopped_and_resumed_train_the_adapter_of_one(tmp_path: Pa
     assert 0 < step < 44
     two = train(tmp_path / "resumed", model_dir, TWO, work)
     assert two.info["processes"] == "2"
-    assert two.counters == one.counters
+    assert without_padding(two.counters) == without_padding(one.counters)
     assert two.metrics == pytest.approx(one.metrics, rel=1e-3, abs=1e-4)
     expected = load_file(one.outputs["adapter/adapter_model.safetensors"])
     found = load_file(two.outputs["adapter/adapter_model.safetensors"])
     assert found.keys() == expected.keys()
     for name, weights in expected.items():
         assert (found[name] - weights).abs().max().item() < 1e-4, name
+
+
+def without_padding(counters: Mapping[str, float]) -> dict[str, float]:
+    """How rows are padded depends on who shares them out."""
+    return {name: value for name, value in counters.items() if name != "tokens_computed"}
 
 
 def test_a_rank_that_diverges_ends_the_stage_with_its_own_exit_code_and_words(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itrain_pipeline.errors import ConfigError
-from itrain_pipeline.learn.order import PADDING, count_steps, pad_order, plan_batches, plan_order
+from itrain_pipeline.learn.order import PADDING, count_steps, pad_order, plan_batches, plan_order, plan_tree_order
 
 
 def test_the_curriculum_trains_the_buckets_in_sequence_and_every_row_once_an_epoch() -> None:
@@ -84,3 +85,25 @@ def test_the_last_batch_is_evened_out_for_several_processes_only() -> None:
     one = plan_batches(global_batch=4, micro_batch=2, processes=1)
     assert pad_order((0, 1, 2), one) == (0, 1, 2)
     assert count_steps(5, 4) == 2
+
+
+def test_trees_are_shuffled_anew_for_every_pass_and_their_pairs_stay_together() -> None:
+    trees = [0, 0, 0, 1, 2, 2, 3, 4, 4, 4, 4]
+    order = plan_tree_order(trees, epochs=2, max_steps=0, global_batch=4, seed=0)
+    assert Counter(order) == dict.fromkeys(range(11), 2)
+    first, second = order[:11], order[11:]
+    assert first != second
+    for part in (first, second):
+        begins = [at for at in range(11) if at == 0 or trees[part[at]] != trees[part[at - 1]]]
+        assert len(begins) == 5
+        assert all(later == row + 1 for row, later in itertools.pairwise(part) if trees[row] == trees[later])
+    assert plan_tree_order(trees, epochs=1, max_steps=3, global_batch=6, seed=0) == order[:18]
+
+
+@given(st.integers(0, 20), st.floats(0.1, 3.0), st.integers(0, 5), st.integers(0, 9))
+def test_with_a_tree_for_every_pair_the_order_is_that_of_plain_rows(
+    count: int, epochs: float, max_steps: int, seed: int
+) -> None:
+    wanted = plan_order([count], epochs=epochs, max_steps=max_steps, global_batch=3, seed=seed)
+    found = plan_tree_order(range(count), epochs=epochs, max_steps=max_steps, global_batch=3, seed=seed)
+    assert found == wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.learn.adapter import new_adapter
 from itrain_pipeline.learn.collate import PADDING_PAIR, PairCollator, PairRow
 from itrain_pipeline.learn.loading import load_model
-from itrain_pipeline.learn.preference import SimpoSettings, pair_losses
-from itrain_pipeline.learn.simpo import simpo_loss
+from itrain_pipeline.learn.preference import pair_losses
+from itrain_pipeline.learn.simpo import SimpoSettings, simpo_loss
 from itrain_pipeline.stages.train import training_row
+from itrain_testing.cpo import cpo_batch, cpo_trainer
 from itrain_testing.learning import make_pairs
-from itrain_testing.tiny_model import write_tiny_model
+from itrain_testing.tiny_model import build_tokenizer, write_tiny_model
 
 SETTINGS = SimpoSettings(beta=2.5, gamma=0.5)
 
@@ -138,8 +138,8 @@ def test_loss_and_gradients_equal_trl_s_cpo_trainer_on_the_same_ids(
     losses.mean().backward()
     ours = gradients(policy)
 
-    reference = cpo_trainer(policy, tmp_path)
-    loss, metrics = reference.get_batch_loss_metrics(policy, trl_batch(pairs))
+    reference = cpo_trainer(policy, build_tokenizer(), tmp_path, SETTINGS)
+    loss, metrics = reference.get_batch_loss_metrics(policy, cpo_batch(pairs))
     loss.backward()
     theirs = gradients(policy)
 
@@ -149,48 +149,3 @@ def test_loss_and_gradients_equal_trl_s_cpo_trainer_on_the_same_ids(
     scale = max(gradient.abs().max().item() for gradient in theirs.values())
     for name, gradient in theirs.items():
         assert (ours[name] - gradient).abs().max().item() <= 1e-5 * scale, name
-
-
-def cpo_trainer(model: Any, folder: Path) -> Any:
-    """TRL's trainer around a model of ours; the one row that it insists to tokenise is not used."""
-    import datasets
-
-    from itrain_testing.tiny_model import build_tokenizer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-        return CPOTrainer(
-            model=model,
-            args=CPOConfig(
-                output_dir=str(folder),
-                loss_type="simpo",
-                cpo_alpha=0.0,
-                beta=SETTINGS.beta,
-                simpo_gamma=SETTINGS.gamma,
-                use_cpu=True,
-                report_to="none",
-                bf16=False,
-                gradient_checkpointing=False,
-            ),
-            processing_class=build_tokenizer(),
-            train_dataset=datasets.Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}),
-        )
-
-
-def trl_batch(pairs: list[PairRow]) -> dict[str, torch.Tensor]:
-    """Our ids in the shape of TRL's collator: right padding, labels -100 outside of the response."""
-    batch: dict[str, torch.Tensor] = {}
-    for side in ("chosen", "rejected"):
-        ids = [[*p.context_ids, *getattr(p, f"{side}_ids")] for p in pairs]
-        width = max(map(len, ids))
-        batch[f"{side}_input_ids"] = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids])
-        batch[f"{side}_attention_mask"] = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-        batch[f"{side}_labels"] = torch.tensor(
-            [
-                [-100] * len(p.context_ids) + row[len(p.context_ids) :] + [-100] * (width - len(row))
-                for p, row in zip(pairs, ids, strict=True)
-            ]
-        )
-    return batch

@@ -34,7 +34,8 @@ def fit_job(job: TrainJob, supervisor: Supervisor) -> FitResult:
         sft_rows = [SftRow(prompt_ids=prompt, answer_ids=answer) for prompt, answer in rows]
         return fit_sft(model, tokenizer, sft_rows, job, supervisor)
     from itrain_pipeline.learn.collate import PairRow
-    from itrain_pipeline.learn.preference import SimpoSettings, fit_simpo
+    from itrain_pipeline.learn.preference import fit_simpo
+    from itrain_pipeline.learn.simpo import SimpoSettings
 
     pairs = [PairRow(context_ids=c, chosen_ids=w, rejected_ids=r) for c, w, r in rows]
     return fit_simpo(model, pairs, job, SimpoSettings(**job.loss), supervisor)

@@ -13,6 +13,7 @@ from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.files import atomic_writer
 from itrain_pipeline.learn.order import BatchPlan, count_steps, pad_order, plan_batches
+from itrain_pipeline.learn.passes import RowForm
 from itrain_pipeline.learn.precision import ChosenPrecision, Quantization
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -41,7 +42,8 @@ class TrainJob:
     """`rows` is a JSON-lines file: [prompt, answer] for `sft`, [context, chosen, rejected] for `simpo`, as ids.
 
     `adapter` None means that a new one is created by `adapter_spec` and the seed. `loss` are the keyword arguments of
-    the loss. `folder` takes checkpoints and the finished adapter.
+    the loss. `folder` takes checkpoints and the finished adapter. For `simpo`, `trees` names the tree of each row
+    (none: each its own), `form` says what a row of the model holds, and `pass_tokens` is a forward pass's budget.
     """
 
     kind: Literal["sft", "simpo"]
@@ -56,16 +58,26 @@ class TrainJob:
     quantization: Quantization = "none"
     trust_remote_code: bool = False
     resume_from: Path | None = None
+    trees: tuple[int, ...] = ()
+    form: RowForm = "separate"
+    pass_tokens: int = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
-    """A finished training: the saved adapter, one entry per logged step, optimiser steps and those skipped (fp16)."""
+    """A finished training: the saved adapter, one entry per logged step, optimiser steps and those skipped (fp16).
+
+    Of preference training also the form that its rows had, the tokens computed in all of it, and those of two rows per
+    pair.
+    """
 
     adapter: Path
     log: tuple[dict[str, float], ...]
     steps: int
     skipped_steps: int = 0
+    form: RowForm | None = None
+    tokens: int = 0
+    naive_tokens: int = 0
 
 
 def plan_training(
@@ -106,6 +118,17 @@ def deepspeed_config(
     }
 
 
+def with_batches(how: Optimisation, plan: BatchPlan) -> Optimisation:
+    """The same optimisation with forward passes of another plan, DeepSpeed's counts included."""
+    counts = {
+        "train_micro_batch_size_per_gpu": plan.micro,
+        "gradient_accumulation_steps": plan.accumulation,
+        "train_batch_size": plan.global_batch,
+    }
+    deepspeed = None if how.deepspeed is None else {**how.deepspeed, **counts}
+    return dataclasses.replace(how, plan=plan, deepspeed=deepspeed)
+
+
 def write_rows(path: Path, rows: Sequence[Sequence[Sequence[int]]]) -> Path:
     with atomic_writer(path) as out:
         for row in rows:
@@ -134,7 +157,7 @@ def job_from_json(data: bytes) -> TrainJob:
     how = fields["how"]
     fields["how"] = Optimisation(**{**how, "plan": BatchPlan(**how["plan"])})
     fields["adapter_spec"] = AdapterSpec.model_validate(fields["adapter_spec"])
-    return TrainJob(**{**fields, "order": tuple(fields["order"])})
+    return TrainJob(**{**fields, "order": tuple(fields["order"]), "trees": tuple(fields["trees"])})
 
 
 def result_to_json(result: FitResult) -> bytes:

@@ -15,7 +15,7 @@ import torch
 
 
 @contextmanager
-def _head_on(model: Any, kept_BT: torch.Tensor) -> Iterator[None]:
+def head_on(model: Any, kept_BT: torch.Tensor) -> Iterator[None]:
     """Let the output head see only the positions kept, as [1, R, H] in row-major order."""
 
     def keep(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -41,7 +41,7 @@ def scored_logprobs(
         raise ValueError("the first token of a row is scored, but nothing predicts it")
     predicts_BT = torch.zeros_like(scored_BT)
     predicts_BT[:, :-1] = scored_BT[:, 1:]
-    with _head_on(model, predicts_BT):
+    with head_on(model, predicts_BT):
         logits_1RV = forward(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).logits
     targets_R = input_ids_BT[scored_BT]
     logprobs_RV = logits_1RV[0].float().log_softmax(-1)

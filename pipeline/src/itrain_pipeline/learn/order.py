@@ -63,6 +63,27 @@ def plan_order(
     return tuple(order)
 
 
+def plan_tree_order(
+    trees: Sequence[int], *, epochs: float, max_steps: int, global_batch: int, seed: int
+) -> tuple[int, ...]:
+    """Row indexes in training order: trees (`trees[i]` is that of row i) shuffled anew for every pass, the rows of one
+    together and in their own order, so that one forward row can hold what they share.
+
+    With a tree per row it is `plan_order` of one bucket.
+    """
+    members: dict[int, list[int]] = {}
+    for row, tree in enumerate(trees):
+        members.setdefault(tree, []).append(row)
+    wanted = max_steps * global_batch if max_steps else max(1, round(epochs * len(trees)))
+    rng = random.Random(f"{seed}/0")
+    order: list[int] = []
+    while trees and len(order) < wanted:
+        found = list(members.values())
+        rng.shuffle(found)
+        order += [row for rows in found for row in rows][: wanted - len(order)]
+    return tuple(order)
+
+
 def pad_order(order: Sequence[int], plan: BatchPlan) -> tuple[int, ...]:
     """`order` filled with PADDING to whole forward passes on every process; with one process as it is."""
     if plan.processes == 1:

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import transformers
 
 from itrain_pipeline.learn.collate import PADDING_PAIR, PairCollator, PairRow
-from itrain_pipeline.learn.job import FitResult, TrainJob
+from itrain_pipeline.learn.job import FitResult, TrainJob, with_batches
 from itrain_pipeline.learn.logprobs import row_sums, scored_logprobs
-from itrain_pipeline.learn.order import PADDING
-from itrain_pipeline.learn.simpo import simpo_loss
+from itrain_pipeline.learn.order import PADDING, BatchPlan
+from itrain_pipeline.learn.passes import Budget, PassPlan, RowForm, plan_passes
+from itrain_pipeline.learn.simpo import SimpoSettings, watched_losses
 from itrain_pipeline.learn.supervision import Supervisor
 from itrain_pipeline.learn.trainer import fit, require_finite, training_arguments
+from itrain_pipeline.learn.treebatch import TreeCollator, answer_logprobs
+from itrain_pipeline.learn.treemask import FLEX_BLOCK
+from itrain_pipeline.learn.treeprobe import usable_form, uses_flex
+
+
+class PassDataset(torch.utils.data.Dataset[list[list[PairRow]]]):
+    """Forward passes in the order of a plan: the pairs of each row. One that only fills up has a pair of no weight."""
+
+    def __init__(self, pairs: Sequence[PairRow], plan: PassPlan) -> None:
+        self._pairs = pairs
+        self._plan = plan
+
+    def __len__(self) -> int:
+        return len(self._plan.passes)
+
+    def __getitem__(self, at: int) -> list[list[PairRow]]:
+        rows = self._plan.passes[at]
+        return [[self._pairs[index] for index in row.pairs] for row in rows] or [[PADDING_PAIR]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimpoSettings:
-    """β and γ of SimPO; `nll_weight` weighs the mean NLL of the chosen response's tokens."""
+class PassCollator:
+    """The one forward pass that a loader's batch is, as tensors of its form."""
 
-    beta: float
-    gamma: float
-    nll_weight: float = 0.0
+    form: RowForm
+    multiple: int = 1
 
-
-class PairDataset(torch.utils.data.Dataset[PairRow]):
-    """Pairs in training order; PADDING becomes a pair that weighs nothing."""
-
-    def __init__(self, pairs: Sequence[PairRow], order: Sequence[int]) -> None:
-        self._pairs = pairs
-        self._order = order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, at: int) -> PairRow:
-        index = self._order[at]
-        return PADDING_PAIR if index == PADDING else self._pairs[index]
+    def __call__(self, passes: Sequence[list[list[PairRow]]]) -> dict[str, Any]:
+        (rows,) = passes
+        if self.form == "separate":
+            return PairCollator()([pair for row in rows for pair in row])
+        return TreeCollator(multiple=self.multiple)(rows)
 
 
 class SimpoTrainer(transformers.Trainer):
@@ -60,7 +69,7 @@ class SimpoTrainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        losses_P, metrics = pair_losses(model, self.accelerator.unwrap_model(model), inputs, self.settings)
+        losses_P, metrics = pass_losses(model, self.accelerator.unwrap_model(model), inputs, self.settings)
         weights_P = inputs["weights"]
         self._add(metrics, weights_P)
         count = weights_P.sum() if num_items_in_batch is None else num_items_in_batch
@@ -91,40 +100,53 @@ class SimpoTrainer(transformers.Trainer):
         super().log(logs, start_time)
 
 
+def pass_losses(
+    forward: Any, model: Any, inputs: Any, settings: SimpoSettings
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of each pair [P] of a collated pass, whatever its form, and what is watched."""
+    if "ends" not in inputs:
+        return pair_losses(forward, model, inputs, settings)
+    return watched_losses(answer_logprobs(forward, model, inputs), inputs["lengths"], settings)
+
+
 def pair_losses(
     forward: Any, model: Any, inputs: Any, settings: SimpoSettings
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of each pair [P] with its gradient, and what is watched: margin, accuracy and the chosen step's logprob."""
+    """The same of two rows per pair, as PairCollator makes them."""
     scored_BT = inputs["scored"]
     logprobs_R = scored_logprobs(forward, model, inputs["input_ids"], inputs["attention_mask"], scored_BT)
-    sums_B, counts_B = row_sums(logprobs_R, scored_BT)
-    (chosen_P, rejected_P), (chosen_len_P, rejected_len_P) = sums_B.chunk(2), counts_B.chunk(2)
-    found = simpo_loss(chosen_P, chosen_len_P, rejected_P, rejected_len_P, beta=settings.beta, gamma=settings.gamma)
-    chosen_mean_P = chosen_P / chosen_len_P
-    loss_P = found.losses
-    if settings.nll_weight:
-        loss_P = loss_P - settings.nll_weight * chosen_mean_P
-    margins_P = found.chosen_rewards - found.rejected_rewards
-    return loss_P, {
-        "reward_margin": margins_P,
-        "reward_accuracy": (margins_P > 0).float(),
-        "chosen_logprob": chosen_mean_P,
-        "rejected_logprob": rejected_P / rejected_len_P,
-    }
+    sums_2P, lengths_2P = row_sums(logprobs_R, scored_BT)
+    return watched_losses(sums_2P, lengths_2P, settings)
 
 
 def fit_simpo(
     model: Any, pairs: Sequence[PairRow], job: TrainJob, settings: SimpoSettings, supervisor: Supervisor
 ) -> FitResult:
-    """Train the adapter of a PEFT model on `pairs` in the job's order. Raises what `fit` raises."""
+    """Train the adapter of a PEFT model on `pairs` in the job's order. Raises what `fit` raises.
+
+    The job's batch plan says how many pairs an optimiser step has, the form how they are shared out over rows.
+    """
+    trees = job.trees or tuple(range(len(pairs)))
+    form = usable_form(model, pairs, trees, job.form)
+    plan = plan_passes(
+        pairs,
+        trees,
+        [index for index in job.order if index != PADDING],
+        form=form,
+        global_batch=job.how.plan.global_batch,
+        processes=job.how.plan.processes,
+        budget=Budget(tokens=job.pass_tokens, pairs=job.how.plan.micro),
+    )
+    how = with_batches(job.how, BatchPlan(micro=1, accumulation=plan.accumulation, processes=plan.processes))
     arguments = training_arguments(
-        transformers.TrainingArguments, job.folder, job.how, average_tokens_across_devices=False, label_names=[]
+        transformers.TrainingArguments, job.folder, how, average_tokens_across_devices=False, label_names=[]
     )
     trainer = SimpoTrainer(
         settings,
         model=model,
         args=arguments,
-        train_dataset=PairDataset(pairs, job.order),
-        data_collator=PairCollator(),
+        train_dataset=PassDataset(pairs, plan),
+        data_collator=PassCollator(form=form, multiple=FLEX_BLOCK if uses_flex(model) else 1),
     )
-    return fit(trainer, job, supervisor)
+    result = fit(trainer, job, supervisor)
+    return replace(result, form=form, tokens=plan.tokens, naive_tokens=plan.naive_tokens)

@@ -9,6 +9,15 @@ from torch.nn.functional import logsigmoid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SimpoSettings:
+    """β and γ of SimPO; `nll_weight` weighs the mean NLL of the chosen response's tokens."""
+
+    beta: float
+    gamma: float
+    nll_weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairLosses:
     """Per pair [P], fp32: the loss, and β times the mean logprob of either response (the implicit rewards)."""
 
@@ -40,3 +49,25 @@ def simpo_loss(
         chosen_rewards=chosen_P,
         rejected_rewards=rejected_P,
     )
+
+
+def watched_losses(
+    sums_2P: torch.Tensor, lengths_2P: torch.Tensor, settings: SimpoSettings
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of each pair [P], NLL term included, and what is watched: margin, accuracy, logprobs of either step.
+
+    Sums of logprobs and lengths are [2P], those of the chosen responses first.
+    """
+    (chosen_P, rejected_P), (chosen_len_P, rejected_len_P) = sums_2P.chunk(2), lengths_2P.chunk(2)
+    found = simpo_loss(chosen_P, chosen_len_P, rejected_P, rejected_len_P, beta=settings.beta, gamma=settings.gamma)
+    chosen_mean_P = chosen_P / chosen_len_P
+    loss_P = found.losses
+    if settings.nll_weight:
+        loss_P = loss_P - settings.nll_weight * chosen_mean_P
+    margins_P = found.chosen_rewards - found.rejected_rewards
+    return loss_P, {
+        "reward_margin": margins_P,
+        "reward_accuracy": (margins_P > 0).float(),
+        "chosen_logprob": chosen_mean_P,
+        "rejected_logprob": rejected_P / rejected_len_P,
+    }

@@ -21,11 +21,10 @@ from itrain_pipeline.learn.job import (
     Optimisation,
     TrainJob,
     deepspeed_config,
-    plan_training,
     write_log,
     write_rows,
 )
-from itrain_pipeline.learn.order import plan_order
+from itrain_pipeline.learn.order import count_steps, plan_batches, plan_tree_order
 from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
 from itrain_pipeline.records import PreferencePair, read_jsonl
 
@@ -114,9 +113,11 @@ def build_job(
     device = detect_device()
     precision = choose_precision(stage_input.spec.get("precision", "auto"), device)
     seed = int(stage_input.spec["seed"]) + stage_input.iteration
-    sizes = (len(pairs.fitting),)
-    order, plan, steps = plan_training(
-        plan_order(sizes, epochs=stage.epochs, max_steps=stage.max_steps, global_batch=stage.global_batch, seed=seed),
+    trees = tree_numbers(pairs.fitting)
+    order = plan_tree_order(
+        trees, epochs=stage.epochs, max_steps=stage.max_steps, global_batch=stage.global_batch, seed=seed
+    )
+    plan = plan_batches(
         global_batch=stage.global_batch,
         micro_batch=stage.micro_batch,
         processes=process_count(stage.processes_per_node, stage.global_batch, stage.nodes),
@@ -130,7 +131,7 @@ def build_job(
         precision=precision,
         on_cpu=device.kind == "cpu",
         plan=plan,
-        steps=steps,
+        steps=count_steps(len(order), stage.global_batch),
         max_grad_norm=stage.max_grad_norm,
         gradient_checkpointing=stage.gradient_checkpointing,
         deepspeed=deepspeed_config(
@@ -153,7 +154,16 @@ def build_job(
         loss={"beta": stage.beta, "gamma": stage.gamma, "nll_weight": stage.nll_weight},
         quantization=stage.quantization,
         trust_remote_code=ModelSpec.model_validate(stage_input.spec["model"]).trust_remote_code,
+        trees=trees,
+        form=stage.rows,
+        pass_tokens=stage.batch_tokens,
     )
+
+
+def tree_numbers(pairs: Sequence[PreferencePair]) -> tuple[int, ...]:
+    """The tree of each pair, numbered as they come: a sample has one."""
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(pair.lineage.sample_id, len(numbers)) for pair in pairs)
 
 
 def unchanged(stage_input: StageInput, before: Adapter | None, pairs: Pairs, ports: Ports) -> StageOutput:
@@ -203,8 +213,11 @@ def build_output(job: TrainJob, result: FitResult, pairs: Pairs, before: Adapter
             "too_long": float(pairs.too_long),
             "steps": float(result.steps),
             "skipped_steps": float(result.skipped_steps),
+            "tokens_computed": float(result.tokens),
+            "tokens_of_separate_rows": float(result.naive_tokens),
         },
         info={
+            "rows": result.form or "",
             "precision": job.how.precision,
             "quantization": job.quantization,
             "processes": str(job.how.plan.processes),

@@ -1,0 +1,124 @@
+"""All pairs of a tree as one row: every token that several answers share stands in it once. Pure; no tensors.
+
+The row is the trie of the pairs' token sequences in preorder. A token attends to its ancestors, so one number per
+token, where its subtree ends, is the whole block mask: `i` sees `j` if j ≤ i < ends[j]. Its position is its depth,
+that of the row in which it would stand alone. The last token of an answer predicts nothing and is left out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Pair(Protocol):
+    """A context and two answers to it, as token ids."""
+
+    @property
+    def context_ids(self) -> tuple[int, ...]: ...
+    @property
+    def chosen_ids(self) -> tuple[int, ...]: ...
+    @property
+    def rejected_ids(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeRow:
+    """A row of T tokens that holds P pairs.
+
+    `predictors` are the places whose predictions are scored, ascending. `targets` are the scored tokens, each once:
+    (index in `predictors`, token id). `chosen` and `rejected` give, per pair, the indexes in `targets` of its answer.
+    """
+
+    token_ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    ends: tuple[int, ...]
+    predictors: tuple[int, ...]
+    targets: tuple[tuple[int, int], ...]
+    chosen: tuple[tuple[int, ...], ...]
+    rejected: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.token_ids)
+
+
+def build_tree_row(pairs: Sequence[Pair]) -> TreeRow:
+    """The row of pairs that share what they share, prompts included; a step or path of two pairs is there once.
+
+    Raises ValueError for a pair without context or with an empty answer: its first token would have no prediction.
+    """
+    answers = [(pair.context_ids, answer) for pair in pairs for answer in (pair.chosen_ids, pair.rejected_ids)]
+    if not answers or not all(context and answer for context, answer in answers):
+        raise ValueError("a row needs pairs, each with a context and two answers of at least one token")
+    tokens: list[int] = []
+    positions: list[int] = []
+    ends: list[int] = []
+    paths: dict[tuple[int, ...], list[int]] = {}
+    before: tuple[int, ...] = ()
+    path: list[int] = []
+    for row in sorted({_predicting(context, answer) for context, answer in answers}):
+        shared = shared_length(before, row)
+        for place in path[shared:]:
+            ends[place] = len(tokens)
+        path = [*path[:shared], *range(len(tokens), len(tokens) + len(row) - shared)]
+        tokens += row[shared:]
+        positions += range(shared, len(row))
+        ends += [0] * (len(row) - shared)
+        paths[row], before = path, row
+    for place in path:
+        ends[place] = len(tokens)
+
+    scored = [
+        [(paths[_predicting(context, answer)][len(context) - 1 + at], token) for at, token in enumerate(answer)]
+        for context, answer in answers
+    ]
+    predictors = sorted({place for steps in scored for place, _ in steps})
+    row_of = {place: number for number, place in enumerate(predictors)}
+    target_of = {target: number for number, target in enumerate(sorted({step for steps in scored for step in steps}))}
+    terms = [tuple(target_of[step] for step in steps) for steps in scored]
+    return TreeRow(
+        token_ids=tuple(tokens),
+        positions=tuple(positions),
+        ends=tuple(ends),
+        predictors=tuple(predictors),
+        targets=tuple((row_of[place], token) for place, token in target_of),
+        chosen=tuple(terms[0::2]),
+        rejected=tuple(terms[1::2]),
+    )
+
+
+class RowSize:
+    """Tokens of a row while pairs are added to it, without building it."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._rows: list[tuple[int, ...]] = []
+
+    def add(self, pair: Pair) -> None:
+        for answer in (pair.chosen_ids, pair.rejected_ids):
+            row = _predicting(pair.context_ids, answer)
+            at = bisect_left(self._rows, row)
+            neighbours = self._rows[max(0, at - 1) : at + 1]
+            self.tokens += len(row) - max((shared_length(row, other) for other in neighbours), default=0)
+            if row not in neighbours:
+                self._rows.insert(at, row)
+
+
+def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens that two rows have in common at their beginning; by bisection, as comparing slices is fast."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _predicting(context: Sequence[int], answer: Sequence[int]) -> tuple[int, ...]:
+    """The tokens of an answer's row that predict something: all but the last."""
+    return (*context, *answer[:-1])
