@@ -14,15 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from itrain_contract.loading import SpecError, load_run
 from itrain_contract.names import ExitCode
-from itrain_contract.stages import EXPORT
 from itrain_operator.cli_cluster import runs
 from itrain_operator.cli_options import (
-    PLAIN_WIDTH,
     PLUGIN,
     FileArgument,
     FilesArgument,
@@ -31,10 +27,9 @@ from itrain_operator.cli_options import (
     say,
     say_json,
 )
+from itrain_operator.cli_plan import plan, profile_machine
 from itrain_operator.clusteraccess import ClusterError
-from itrain_operator.estimate import Estimate, estimate
 from itrain_operator.localstate import LocalRunError, LockedError
-from itrain_operator.render import write
 
 app = typer.Typer(
     name="itrain",
@@ -117,75 +112,8 @@ def validate(
     raise typer.Exit(ExitCode.CONFIG if found else ExitCode.DONE)
 
 
-@app.command()
-def plan(
-    file: FileArgument,
-    explain: Annotated[bool, typer.Option("--explain", help="also what each stage reads, retries and needs")] = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
-    """The stages of FILE in their order, with pods, GPUs and a bound on GPU-hours; nothing is started."""
-    loaded = load_run(file)
-    made = estimate(loaded.spec)
-    if output == Output.JSON:
-        say_json(_estimate_json(loaded.metadata.name, made))
-        return
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    write(console, _plan_table(made, explain=explain), "")
-    write(console, f"{len(made.stages)} stages, {made.pods} pods, at most {made.peak_gpus} GPUs at a time")
-    write(console, _bound_text(made))
-    if loaded.spec.iterations.stop_when is not None:
-        write(console, "iterations.stopWhen may end the run earlier")
-
-
-def _bound_text(made: Estimate) -> str:
-    if made.gpu_hours_bound is None:
-        return f"no bound on GPU-hours ({made.bound_by})"
-    return f"at most {made.gpu_hours_bound:.1f} GPU-hours ({made.bound_by})" if made.peak_gpus else made.bound_by
-
-
-def _plan_table(made: Estimate, *, explain: bool) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    table.add_column("stage", no_wrap=True)
-    for heading in ("pods", "at a time", "GPUs each"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if explain:
-        for heading in ("quorum", "retries", "deadline"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("reads", overflow="fold")
-    for stage in made.stages:
-        cells = [str(stage.ref), str(stage.pods), str(stage.parallel), str(stage.gpus)]
-        if explain:
-            deadline = "–" if stage.deadline_s is None else f"{stage.deadline_s} s"
-            reads = "every stage" if stage.ref == EXPORT else " ".join(str(ref) for ref in stage.reads) or "–"
-            cells += [str(stage.quorum), str(stage.retries), deadline, reads]
-        table.add_row(*cells)
-    return table
-
-
-def _estimate_json(name: str, made: Estimate) -> dict[str, Any]:
-    return {
-        "name": name,
-        "stages": [
-            {
-                "stage": stage.ref.kind.value,
-                "iteration": stage.ref.iteration,
-                "pods": stage.pods,
-                "parallel": stage.parallel,
-                "gpus": stage.gpus,
-                "quorum": stage.quorum,
-                "retries": stage.retries,
-                "deadlineSeconds": stage.deadline_s,
-                "reads": [str(ref) for ref in stage.reads],
-            }
-            for stage in made.stages
-        ],
-        "pods": made.pods,
-        "peakGpus": made.peak_gpus,
-        "gpuHoursBound": made.gpu_hours_bound,
-        "boundBy": made.bound_by,
-    }
-
-
+app.command()(plan)
+app.command(name="profile")(profile_machine)
 app.add_typer(runs)
 
 

@@ -40,6 +40,8 @@ RUBRIC_TOKENS = 130
 """Of a judge's prompt, what all trees share: always known after the first."""
 QUESTION_TOKENS = 20
 """Of a judge's prompt, the words around truth and answer."""
+AS_LONG_AS_DATA = EvaluationRates(prompt_ratio=1.0, answer_ratio=1.0)
+"""Where no evaluation was measured."""
 PAIR_ROWS = 2
 """Forward rows of a pair: chosen and rejected, each with the whole context."""
 
@@ -78,10 +80,10 @@ class Facts:
 
 
 def facts_of(found: RunStatistics, assumed: RunStatistics, *, block: int, cross_tree: bool = True) -> Facts:
-    """What `found` measured, and for the rest what `assumed` says. Raises ValueError when both lack something."""
-    search, evaluation = found.search or assumed.search, found.evaluation or assumed.evaluation
-    if search is None or evaluation is None:
-        raise ValueError("neither the statistics nor the defaults know how trees and questions behave")
+    """What `found` measured, and for the rest what `assumed` says. Raises ValueError when both know no trees."""
+    search, evaluation = found.search or assumed.search, found.evaluation or assumed.evaluation or AS_LONG_AS_DATA
+    if search is None:
+        raise ValueError("neither the statistics nor the defaults know how trees behave")
     return Facts(data=found.data, search=search, evaluation=evaluation, block=block, cross_tree=cross_tree)
 
 

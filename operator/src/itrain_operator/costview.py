@@ -11,7 +11,7 @@ from rich.text import Text
 from itrain_contract.measurements import EngineProfile
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef
-from itrain_operator.cost import Facts, Work, run_work, selected
+from itrain_operator.cost import AS_LONG_AS_DATA, Facts, Work, run_work, selected
 from itrain_operator.costtime import DEVICES_TOGETHER, StageTime, stage_time
 from itrain_operator.localmachine import Machine
 from itrain_operator.localview import duration
@@ -132,6 +132,8 @@ def assumptions(found: Forecast) -> list[str]:
         texts.append(f"n devices train {DEVICES_TOGETHER:.0%} of n times as fast as one")
     if found.profile.source == "estimated":
         texts.append("the machine's rates, until they are measured: itrain profile --out FILE, then --profile FILE")
+    if found.facts.evaluation == AS_LONG_AS_DATA:
+        texts.append("benchmark questions and answers are as long as the training data's")
     texts.append("shards of equal work; no tree fails")
     return texts
 
