@@ -17,6 +17,7 @@ from rich.console import Console
 from itrain_contract.base import SpecModel
 from itrain_contract.loading import ITrainRun, SpecError, SpecProblem, load_run
 from itrain_contract.measurements import DataStatistics, EngineProfile, Lengths, RunStatistics
+from itrain_contract.spec import ITrainRunSpec
 from itrain_operator.cli_inspect import artifacts_root, find_folder
 from itrain_operator.cli_local import run_pipeline
 from itrain_operator.cli_options import PLAIN_WIDTH, FileArgument, Output, OutputOption, say, say_json
@@ -112,11 +113,13 @@ class Given:
         }
         return tuple(name for name, value in said.items() if value is not None)
 
-    def over(self, data: DataStatistics) -> DataStatistics:
-        """The data with what was given in its place; a dev set grows with the rows."""
+    def over(self, data: DataStatistics, spec: ITrainRunSpec) -> DataStatistics:
+        """The data with what was given in its place; a dev set that is split off grows with the rows."""
         changes: dict[str, Any] = {}
         if self.rows is not None:
-            changes |= {"train": self.rows, "dev": round(data.dev / data.train * self.rows)}
+            changes["train"] = self.rows
+            if spec.data.dev is None:
+                changes["dev"] = round(spec.data.dev_fraction * self.rows)
         if self.prompt is not None:
             changes["prompt"] = Lengths(mean=self.prompt)
         if self.answer is not None:
@@ -138,7 +141,7 @@ def explained(
     """The forecast, with what is measured and what is assumed. Raises SpecError for a device that is not known."""
     assumed = shipped("quickstart", RunStatistics)
     base = found or assumed
-    data = given.over(base.data)
+    data = given.over(base.data, run.spec)
     chosen = profile or _chosen_profile(run, device, parameters, data)
     # Trees of fixed-batch mode know nothing of each other; neither do those of an engine without a prefix cache.
     cross_tree = run.spec.stages.rollout.trees_in_flight != 1
