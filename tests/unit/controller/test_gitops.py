@@ -12,8 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import celpy
 import pytest
 import yaml
+from celpy.adapter import json_to_cel
+from celpy.evaluation import CELEvalError
 from lupa.lua51 import LuaRuntime
 
 from itrain_contract.names import Phase
@@ -78,6 +81,25 @@ def kstatus(raw: dict[str, Any]) -> str:
             return {"Reconciling": "InProgress", "Stalled": "Failed"}[condition["type"]]
     ready = [c for c in status.get("conditions") or [] if c["type"] == "Ready"]
     return "Current" if not ready or ready[0]["status"] == "True" else "InProgress"
+
+
+def flux_health(raw: dict[str, Any]) -> str:
+    """By the shipped expressions, evaluated by CEL in Flux's order (fluxcd.io, "Health check expressions").
+
+    The object's fields are the variables. An expression that fails, as all do while there is no status, is waited for.
+    """
+    flux = yaml.safe_load((DOCS / "gitops/flux-kustomization.yaml").read_text())
+    (check,) = flux["spec"]["healthCheckExprs"]
+    assert (check["apiVersion"], check["kind"]) == (raw["apiVersion"], raw["kind"])
+    variables = {name: json_to_cel(value) for name, value in raw.items()}
+    cel = celpy.Environment()
+    for name in ("inProgress", "failed", "current"):
+        try:
+            if cel.program(cel.compile(check[name])).evaluate(variables):
+                return name
+        except CELEvalError:
+            return "inProgress"
+    return "inProgress"
 
 
 def seen(moment: Moment) -> bool:
@@ -146,6 +168,22 @@ def test_a_run_is_current_for_kstatus_once_its_first_job_was_seen(name: str, rec
     running = [m for m in moments[began:] if m.status["phase"] == Phase.RUNNING and seen(m)]
     assert {kstatus(m.raw) for m in running} == {"Current"}
     assert {kstatus(m.raw) for m in moments[1:began]} == {"InProgress"}
+
+
+def test_flux_waits_for_the_end_of_a_run_and_tells_a_failure(life: list[Moment]) -> None:
+    def expected(moment: Moment) -> str:
+        if not seen(moment):
+            return "inProgress"
+        if stalled(moment) or moment.status["phase"] == Phase.FAILED:
+            return "failed"
+        return "current" if moment.status["phase"] == Phase.SUCCEEDED else "inProgress"
+
+    assert {str(m): flux_health(m.raw) for m in life} == {str(m): expected(m) for m in life}
+
+
+def test_flux_waits_for_a_run_without_a_status(recorded: dict[str, list[Moment]]) -> None:
+    raw = recorded["succeeds"][0].raw
+    assert flux_health({name: value for name, value in raw.items() if name != "status"}) == "inProgress"
 
 
 def test_no_status_has_a_ready_condition(life: list[Moment]) -> None:
