@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from itrain_testing.cluster import binaries, sessions
 from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.controlplane import ControlPlane
+from itrain_testing.operatorprocess import OperatorProcess
+from itrain_testing.simkubelet import SimulatedNode
+from itrain_testing.watchrun import WatchedRun
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -39,3 +43,32 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 def namespace(cluster: Access) -> Iterator[str]:
     with sessions.fresh_namespace(cluster) as name:
         yield name
+
+
+@pytest.fixture(scope="module")
+def simulated_node(cluster: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedNode]:
+    simulated = SimulatedNode(cluster.kubeconfig, tmp_path_factory.mktemp("node"))
+    simulated.start()
+    yield simulated
+    simulated.stop()
+
+
+@pytest.fixture
+def node(simulated_node: SimulatedNode) -> Iterator[SimulatedNode]:
+    """A node whose pods run by their status alone; its script is as it was after the test."""
+    before = simulated_node.script
+    yield simulated_node
+    simulated_node.script = before
+
+
+@pytest.fixture
+def run(cluster: Access, namespace: str) -> WatchedRun:
+    return WatchedRun(cluster=cluster, namespace=namespace)
+
+
+@pytest.fixture
+def operator(cluster: Access, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
+    process = OperatorProcess(tmp_path, kubeconfig=cluster.kubeconfig, namespace=namespace)
+    process.start()
+    yield process
+    process.stop()
