@@ -93,18 +93,23 @@ def tree_card(tree: ShownTree) -> TreeCard:
 
 def _summary(tree: ShownTree) -> str:
     record = tree.record
-    asked = f"{record.simulations} simulations, {record.requests} requests, {record.decoded_tokens:,} tokens written"
-    pairs = "no pair" if not record.pairs else "1 pair" if record.pairs == 1 else f"{record.pairs} pairs"
+    counted = ((record.simulations, "simulation"), (record.requests, "request"), (record.decoded_tokens, "token"))
+    asked = ", ".join(_plural(count, thing) for count, thing in counted)
+    pairs = _plural(record.pairs, "pair") if record.pairs else "no pair"
     ended = REASONS.get(record.reason, record.reason)
-    return f"{asked}; {pairs}; best answer {_signed(record.best_reward)}. It ended because {ended}."
+    return f"{asked} written; {pairs}; best answer {_signed(record.best_reward)}. It ended because {ended}."
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _prompt_title(tokens: int, example: Example | None) -> str:
     if example is None:
         return ""
     length = f"{tokens or len(example.prompt_ids):,} tokens"
-    said = "1 message" if len(example.messages) == 1 else f"{len(example.messages)} messages"
-    return f"The whole prompt: {length}, {said}, {len(example.tools)} tools"
+    said, tools = _plural(len(example.messages), "message"), _plural(len(example.tools), "tool")
+    return f"The whole prompt: {length}, {said}, {tools}"
 
 
 def _tool(tool: object) -> tuple[str, str]:
