@@ -1,7 +1,7 @@
 """Running time, waiting time and GPU time of a run: what deadlines and budgets are judged by. Pure.
 
 A pass adds the time since the last recorded pass to what the world did in between. Time never runs backwards here: a
-clock that jumps back adds nothing.
+clock that jumps back adds nothing. Of a jump that was noticed nothing remains at all (`moved`).
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ def account(status: ITrainRunStatus, spent: Elapsed, *, gpus: int, now: datetime
             "gpu_hours": f"{gpu_seconds / 3600:.2f}",
         }
     )
+
+
+def moved(status: ITrainRunStatus, by: timedelta) -> ITrainRunStatus:
+    """The status as it would be had the wall clock, which jumped by so much since, always shown what it shows now."""
+
+    def later(at: datetime | None) -> datetime | None:
+        return at + by if at is not None else None
+
+    update = {"last_observed_time": later(status.last_observed_time), "retry_at": later(status.retry_at)}
+    return status.model_copy(update=update)
 
 
 def gpus_per_pod(spec: ITrainRunSpec, ref: StageRef) -> int:

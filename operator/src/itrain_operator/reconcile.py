@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from itrain_contract.layout import job_name
 from itrain_contract.loading import SpecError
 from itrain_contract.names import LABEL_RUN
 from itrain_contract.stages import PREPARE
 from itrain_contract.status import ITrainRunStatus
+from itrain_operator.accounting import moved
 from itrain_operator.actions import DeleteJob, Emit, EnsureJob, EventReason, Plan
 from itrain_operator.cache import Cache, RunKey, RunRecord
 from itrain_operator.children import ChildKeeper, NotMade
@@ -38,6 +39,9 @@ REFUSED_AGAIN_S = 60.0
 FORMER_AGAIN_S = 5.0
 TERMINATING_AGAIN_S = 60.0
 
+JUMP = timedelta(seconds=5)
+"""By so much wall clock and steady clock may differ between two writes of a run: clocks are also set by slewing."""
+
 OnWritten = Callable[[ITrainRunStatus, ITrainRunStatus], None]
 """Told of every status that was stored: the one before and the new one."""
 
@@ -56,6 +60,15 @@ class _Held:
         """What was observed, with this."""
         jobs = (*observed.jobs, self.former) if self.former is not None else observed.jobs
         return replace(observed, jobs=jobs, refusal=self.refusal)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dated:
+    """A status that this process stored, by its own date, and both clocks at that moment."""
+
+    observed: datetime | None
+    clock: float
+    wall_clock: float
 
 
 class Reconciler:
@@ -88,6 +101,7 @@ class Reconciler:
         """The version of the run up to which the cache is known to hold all its Jobs."""
         self._stored: dict[RunKey, float] = {}
         """When the server last answered with the run as a write of this process made it."""
+        self._dated: dict[RunKey, _Dated] = {}
 
     async def reconcile(self, key: RunKey) -> float | None:
         """One pass; seconds until the next one is wanted, None to wait for events. Raises ApiError."""
@@ -112,7 +126,7 @@ class Reconciler:
 
     async def _pass(self, record: RunRecord) -> float | None:
         try:
-            run = read_run(record)
+            run = self._read(record)
         except SpecError as error:
             return await self._reject(record, "; ".join(str(problem) for problem in error.problems))
         observed, made = await self._plan(run)
@@ -121,7 +135,7 @@ class Reconciler:
             fresh = await self._refresh(record)
             if fresh is None:
                 return None
-            record, run = fresh, read_run(fresh)
+            record, run = fresh, self._read(fresh)
             observed, made = await self._plan(run)
             ensured = _ensured(made)
         for action in made.actions:
@@ -135,6 +149,16 @@ class Reconciler:
                 await self._poster.post(record, action)
         await self._children.sweep(run, self._now())
         return self._wake(record, run, made)
+
+    def _read(self, record: RunRecord) -> Run:
+        """The run, its dates on the wall clock as it is now: of a jump no deadline, budget or wait takes notice."""
+        run = read_run(record)
+        dated = self._dated.get(record.key)
+        if dated is None or run.status.last_observed_time != dated.observed:
+            return run  # another process wrote it, by its own clock
+        passed_s = self._clock() - dated.clock
+        jump = timedelta(seconds=self._wall_clock() - dated.wall_clock - passed_s)
+        return replace(run, status=moved(run.status, jump)) if abs(jump) > JUMP else run
 
     async def _plan(self, run: Run) -> tuple[Observed, Plan]:
         key = RunKey(namespace=run.namespace, name=run.name)
@@ -239,6 +263,7 @@ class Reconciler:
         if self._listed.get(key) == record.resource_version:
             self._listed[key] = stored["metadata"]["resourceVersion"]
         self._stored[key] = self._clock()
+        self._dated[key] = _Dated(observed=new.last_observed_time, clock=self._clock(), wall_clock=self._wall_clock())
         self._on_written(old, new)
 
     def _wake(self, record: RunRecord, run: Run, made: Plan) -> float | None:
@@ -277,6 +302,7 @@ class Reconciler:
         self._made.pop(key, None)
         self._listed.pop(key, None)
         self._stored.pop(key, None)
+        self._dated.pop(key, None)
         self._children.forget(key)
         self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
 

@@ -45,6 +45,8 @@ class FakeOperator:
         self._settings = settings
         self.errors: list[str] = []
         self.deaths = 0
+        self.wall_clock_error_s = 0.0
+        """Of this operator's wall clock alone: a test sets it to let the clock jump."""
         self.kill()
 
     def kill(self) -> None:
@@ -79,7 +81,7 @@ class FakeOperator:
                 cluster, instance="test", clock=self._clock, wall_clock=self._clock, on_dropped=lambda: None
             ),
             clock=self._clock,
-            wall_clock=self._clock,
+            wall_clock=lambda: self._clock() + self.wall_clock_error_s,
             on_written=lambda old, new: None,
         )
 
