@@ -39,8 +39,8 @@ def site(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeS
 
 @pytest.fixture(scope="module")
 def quiet(site: NodeSite) -> WatchedRun:
-    """A run that nobody disturbs, to its end."""
-    run = site.apply("tiny.yaml", "quiet")
+    """A run that nobody disturbs, to its end. Its training meets on two nodes, as two pods of one Job."""
+    run = site.apply("tiny.yaml", "quiet", nodes=2)
     run.wait(WHOLE_RUN_S, phase=lambda phase: phase in ("Succeeded", "Failed"))
     return run
 
@@ -59,7 +59,7 @@ def test_a_run_goes_from_apply_to_succeeded_in_real_pods(site: NodeSite, quiet: 
 
 def test_no_pod_has_a_token_and_no_object_a_secret(site: NodeSite, quiet: WatchedRun) -> None:
     pods = site.access.get("pods", "--selector=itrain.dev/run=quiet", namespace=site.namespace)["items"]
-    assert len(pods) == len(JOBS) + 2  # two shards each of score and rollout
+    assert len(pods) == len(JOBS) + 3  # two shards each of score and rollout, two nodes of train
     for pod in pods:
         mounts = [mount["mountPath"] for c in pod["spec"]["containers"] for mount in c["volumeMounts"]]
         assert not [path for path in mounts if "serviceaccount" in path], pod["metadata"]["name"]
@@ -71,7 +71,7 @@ def test_no_pod_has_a_token_and_no_object_a_secret(site: NodeSite, quiet: Watche
 def test_killed_drained_and_unattended_a_run_ends_with_the_same_pairs_and_adapter(
     site: NodeSite, quiet: WatchedRun
 ) -> None:
-    run = site.apply("tiny.yaml", "rough")
+    run = site.apply("tiny.yaml", "rough", nodes=2)
     run.wait_for_running("prepare")
     site.operator.kill()
     site.operator.start()
@@ -82,8 +82,8 @@ def test_killed_drained_and_unattended_a_run_ends_with_the_same_pairs_and_adapte
     site.operator.kill()
     site.operator.start()
     run.wait_for_running("train", WHOLE_RUN_S)
-    (pod,) = [p for p in site.pods("rough", "train") if p["status"]["phase"] == "Running"]
-    site.evict(pod["metadata"]["name"])
+    pods = [p for p in site.pods("rough", "train") if p["status"]["phase"] == "Running"]
+    site.evict(pods[-1]["metadata"]["name"])  # one node of the training goes, and the training with it
     status = run.wait(WHOLE_RUN_S, phase=lambda phase: phase in ("Succeeded", "Failed"))
     assert status["phase"] == "Succeeded", status
     assert (status["retries"], status["preemptions"]) == (1, 1)

@@ -42,11 +42,12 @@ class NodeSite:
     def access(self) -> Access:
         return self.node.access
 
-    def apply(self, example: str, name: str) -> WatchedRun:
-        """A run of crds/examples under another name, its artifacts on the S3 server."""
+    def apply(self, example: str, name: str, *, nodes: int = 1) -> WatchedRun:
+        """A run of crds/examples under another name, its artifacts on the S3 server; it trains on so many nodes."""
         document = load_run(ROOT / "crds/examples" / example).model_dump(mode="json", by_alias=True, exclude_unset=True)
         document["metadata"] = {"name": name, "namespace": self.namespace}
         document["spec"]["storage"] = {"uri": f"s3://{BUCKET}/runs", "secretRef": {"name": SECRET}}
+        document["spec"]["stages"]["train"]["nodes"] = nodes
         for stage in document["spec"]["stages"].values():
             stage["retry"] = {"limit": 3, "backoffSeconds": 1}
         self.access.apply(document)
