@@ -76,6 +76,10 @@ cluster-down: $(STAMP) ## end that cluster and remove everything it made
 bench-operator: $(STAMP) ## the operator with 10, 100 and 1,000 runs: build/bench/operator.json (QUICK=1: 100 runs, 3 minutes)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.controller
 
+.PHONY: bench-train
+bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, the same pairs and model: build/bench/train.json (QUICK=1: within 5 minutes)
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.training
+
 .PHONY: verify
 verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated
 	$(VENV)/bin/ruff format --check --quiet .

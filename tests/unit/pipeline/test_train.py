@@ -277,6 +277,18 @@ def test_a_stopped_training_resumes_to_the_same_adapter_bit_by_bit(start: Start,
     assert resumed.outputs["log.jsonl"].read_bytes() == whole.outputs["log.jsonl"].read_bytes()
 
 
+def test_a_stopped_training_can_go_on_in_another_form(start: Start, tmp_path: Path) -> None:
+    """A step has the same pairs in every form, so the step alone says where to go on."""
+    pairs = of_trees(start.pairs(11))
+    whole = train(tmp_path / "whole", start, pairs)
+    work = FolderWork(tmp_path / "work")
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6"):
+        train(tmp_path / "first", start, pairs, work=work, silent=StopAfter(2))
+    resumed = train(tmp_path / "second", start, pairs, {"rows": "separate", "microBatch": 1}, work=work)
+    assert resumed.info["rows"] == "separate"
+    assert resumed.metrics == pytest.approx(whole.metrics, rel=1e-3, abs=1e-4)
+
+
 def test_qlora_trains_the_fp32_adapter_over_an_nf4_base_on_cpu(start: Start, tmp_path: Path) -> None:
     output = train(tmp_path, start, start.pairs(8), {"quantization": "nf4", "epochs": 4})
     assert output.metrics["train/loss"] < output.metrics["train/loss_first"]
