@@ -82,8 +82,8 @@ class Completion:
 class EngineCounters:
     """Tokens and requests since the engine started.
 
-    prefill_computed + prefill_cached = Σ prompt tokens over all sequences: n completions of one prompt count it n times,
-    and what they share is cached.
+    prefill_computed + prefill_cached = Σ prompt tokens over all sequences: n completions of one prompt count it n
+    times, and what they share is cached.
     """
 
     requests: int = 0

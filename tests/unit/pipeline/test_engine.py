@@ -1,4 +1,4 @@
-"""The transformers engine against the model itself: same tokens, same logprobs, whoever shares the batch."""
+"""Which engine is opened, and what only the transformers engine does. What both promise: tests/engines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from itrain_pipeline.engine import open_engine
-from itrain_pipeline.errors import ConfigError, DataError, PermanentError, RetryableError
+from itrain_pipeline.engine import choose_engine, open_engine
+from itrain_pipeline.engine.adapters import check_servable
+from itrain_pipeline.engine.devices import choose_dtype, has_code_for
+from itrain_pipeline.errors import ConfigError, DataError, RetryableError
 from itrain_pipeline.ports import Completion, Engine, SamplingParams
 from itrain_testing.tiny_model import END, write_random_adapter, write_tiny_model
 
@@ -65,51 +66,6 @@ async def all_at_once(engine: Engine, how: SamplingParams) -> list[list[Completi
     return await asyncio.gather(*(engine.generate(prompt, how) for prompt in PROMPTS))
 
 
-def test_greedy_decoding_of_many_prompts_equals_the_plain_loop(model_dir: Path, model: Any) -> None:
-    done = using(open_engine("transformers", model_dir), lambda e: all_at_once(e, params(0, temperature=0.0)))
-    for prompt, (completion,) in zip(PROMPTS, done, strict=True):
-        assert completion.token_ids == greedy(model, prompt, 24)
-        assert completion.finish_reason == ("stop" if completion.token_ids[-1] == END else "length")
-
-
-def test_logprobs_are_the_models_own_before_temperature_and_top_p(model_dir: Path, model: Any) -> None:
-    how = params(1, 2, 3, temperature=1.5, top_p=0.9)
-    done = using(open_engine("auto", model_dir), lambda e: all_at_once(e, how))
-    for prompt, completions in zip(PROMPTS, done, strict=True):
-        for completion in completions:
-            table = full_logprobs(model, prompt + completion.token_ids)
-            wanted = [float(table[len(prompt) - 1 + i, t]) for i, t in enumerate(completion.token_ids)]
-            assert completion.logprobs == pytest.approx(wanted, abs=2e-5)
-
-
-def test_a_sequence_does_not_depend_on_who_is_in_the_batch(model_dir: Path) -> None:
-    async def body(engine: Engine) -> None:
-        together = await all_at_once(engine, params(11, 12, 13))
-        assert len({c.token_ids for completions in together for c in completions}) > 12
-        for prompt, completions in zip(PROMPTS, together, strict=True):
-            (alone,) = await engine.generate(prompt, params(12))
-            assert alone.token_ids == completions[1].token_ids
-
-    using(open_engine("transformers", model_dir), body)
-
-
-def test_the_same_requests_one_by_one_give_the_same_bits(model_dir: Path) -> None:
-    async def body(engine: Engine) -> list[list[Completion]]:
-        done = []
-        for prompt in PROMPTS:
-            engine.reset_prefix_cache()
-            first = await engine.generate(prompt, params(1, 2, 3))
-            done += [first, await engine.generate(prompt + first[0].token_ids[:3], params(4, 5))]
-        return done
-
-    async def after_other_work(engine: Engine) -> list[list[Completion]]:
-        await all_at_once(engine, params(77, 78))
-        return await body(engine)
-
-    fresh = using(open_engine("transformers", model_dir), body)
-    assert using(open_engine("transformers", model_dir), after_other_work) == fresh
-
-
 def test_a_known_prefix_changes_no_greedy_token_and_is_not_computed_again(model_dir: Path) -> None:
     async def body(engine: Engine) -> None:
         how = params(0, temperature=0.0, max_tokens=8)
@@ -129,79 +85,10 @@ def test_a_known_prefix_changes_no_greedy_token_and_is_not_computed_again(model_
     using(open_engine("transformers", model_dir), body)
 
 
-def test_counters_reconcile(model_dir: Path) -> None:
-    async def body(engine: Engine) -> None:
-        done = await all_at_once(engine, params(1, 2))
-        done += await all_at_once(engine, params(3))
-        await engine.option_logprobs(PROMPTS[0], [5, 6])
-        counters = engine.counters()
-        assert counters.requests == 2 * len(PROMPTS) + 1
-        prompt_tokens = 2 * sum(map(len, PROMPTS)) + len(PROMPTS[0])
-        assert counters.prefill_computed + counters.prefill_cached == prompt_tokens
-        assert counters.decoded == sum(len(c.token_ids) for completions in done for c in completions)
-
-    using(open_engine("transformers", model_dir), body)
-
-
 def test_waiting_requests_are_served_when_the_batch_is_full(model_dir: Path, model: Any) -> None:
     engine = open_engine("transformers", model_dir, max_batch_tokens=70)  # two rows of the shorter prompts
     done = using(engine, lambda e: all_at_once(e, params(0, temperature=0.0)))
     assert [c.token_ids for (c,) in done] == [greedy(model, prompt, 24) for prompt in PROMPTS]
-
-
-def test_option_logprobs_are_those_of_the_next_token(model_dir: Path, model: Any) -> None:
-    options = [40, 41, 42, 43]
-    found = using(open_engine("transformers", model_dir), lambda e: e.option_logprobs(PROMPTS[1], options))
-    assert found == pytest.approx([float(full_logprobs(model, PROMPTS[1])[-1, o]) for o in options], abs=2e-5)
-
-
-def test_an_answer_that_meets_the_context_is_cut_and_a_prompt_without_room_is_refused(model_dir: Path) -> None:
-    async def body(engine: Engine) -> None:
-        (cut,) = await engine.generate((1,) * 30, params(0, max_tokens=50, stop_token_ids=(9999,)))
-        assert (len(cut.token_ids), cut.finish_reason) == (2, "length")
-        with pytest.raises(PermanentError, match="a prompt of 32 tokens leaves no room in a context of 32"):
-            await engine.generate((1,) * 32, params(0))
-
-    using(open_engine("transformers", model_dir, max_model_len=32), body)
-
-
-def test_a_stop_token_ends_the_answer_and_belongs_to_it(model_dir: Path, model: Any) -> None:
-    free = greedy(model, PROMPTS[0], 24)
-    stop = free[5]
-    how = params(0, temperature=0.0, stop_token_ids=(stop,))
-    (completion,) = using(open_engine("transformers", model_dir), lambda e: e.generate(PROMPTS[0], how))
-    assert completion.token_ids == free[: free.index(stop) + 1]
-    assert completion.finish_reason == "stop"
-
-
-def test_adapters_are_served_by_new_names_and_none_is_the_bare_model(
-    model_dir: Path, model: Any, tmp_path: Path
-) -> None:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    folders = [write_random_adapter(model_dir, tmp_path / f"adapter{seed}", seed=seed) for seed in (1, 2)]
-
-    async def body(engine: Engine) -> None:
-        async def served() -> tuple[int, ...]:
-            return (await engine.generate(PROMPTS[1], params(0, temperature=0.0)))[0].token_ids
-
-        assert await served() == greedy(model, PROMPTS[1], 24)
-        answers = set()
-        for number, folder in enumerate(folders):
-            engine.load_adapter(f"iteration-{number}", folder)
-            base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-            assert await served() == greedy(PeftModel.from_pretrained(base, folder).eval(), PROMPTS[1], 24)
-            answers.add(await served())
-        assert len(answers) == 2
-        engine.load_adapter("base", None)
-        assert await served() == greedy(model, PROMPTS[1], 24)
-        engine.load_adapter("again", folders[0])
-        assert await served() in answers
-        with pytest.raises(ConfigError, match="'iteration-1' was already used"):
-            engine.load_adapter("iteration-1", folders[1])
-
-    using(open_engine("transformers", model_dir), body)
 
 
 @pytest.mark.parametrize(
@@ -222,22 +109,6 @@ def test_an_adapter_that_cannot_be_served_is_refused(
         open_engine("transformers", model_dir).load_adapter("a", folder)
     with pytest.raises(DataError, match="no adapter_config"):
         open_engine("transformers", model_dir).load_adapter("a", tmp_path)
-
-
-def test_logits_that_are_not_finite_fail_the_request_and_not_the_engine(model_dir: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in model_dir.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes())
-    weights = load_file(broken / "model.safetensors")
-    weights["model.embed_tokens.weight"][30] = float("nan")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-
-    async def body(engine: Engine) -> None:
-        with pytest.raises(PermanentError, match="not finite"):
-            await engine.generate((1, 30), params(1, 2))
-
-    using(open_engine("transformers", broken), body)
 
 
 def test_a_failing_device_fails_its_requests_with_a_cause_and_the_next_ones_work(model_dir: Path) -> None:
@@ -271,22 +142,71 @@ def test_a_failing_device_fails_its_requests_with_a_cause_and_the_next_ones_work
     using(engine, body)
 
 
-def test_a_closed_engine_answers_nobody_silently(model_dir: Path) -> None:
-    async def run() -> None:
-        engine = open_engine("transformers", model_dir)
-        waiting = asyncio.ensure_future(engine.generate(PROMPTS[0], params(1, max_tokens=200, stop_token_ids=(9999,))))
-        await asyncio.sleep(0)
-        await engine.aclose()
-        with pytest.raises(RetryableError, match="closed"):
-            await waiting
-        with pytest.raises(RetryableError, match="closed"):
-            await engine.generate(PROMPTS[0], params(1))
-
-    asyncio.run(run())
+def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    for kind in ("auto", "transformers"):
+        with pytest.raises(ConfigError, match=r"has no config\.json"):
+            open_engine(kind, tmp_path)
 
 
-def test_an_engine_that_is_not_there_is_one_clear_error(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"vllm is .*installed.*'transformers' or 'auto'"):
-        open_engine("vllm", model_dir)
-    with pytest.raises(ConfigError, match=r"has no config\.json"):
-        open_engine("auto", tmp_path)
+def test_auto_is_vllm_where_it_is_installed_and_serves_a_gpu_else_transformers() -> None:
+    assert choose_engine("auto", installed=True, serves_gpu=lambda: True) == "vllm"
+    assert choose_engine("auto", installed=True, serves_gpu=lambda: False) == "transformers"
+    assert choose_engine("auto", installed=False, serves_gpu=lambda: True) == "transformers"
+
+
+def test_an_engine_that_is_named_is_taken_and_one_that_is_not_installed_says_what_to_install() -> None:
+    assert choose_engine("vllm", installed=True, serves_gpu=lambda: False) == "vllm"
+    assert choose_engine("transformers", installed=True, serves_gpu=lambda: True) == "transformers"
+    with pytest.raises(ConfigError, match=r"not installed here: install vllm 0\.32\.0, on Volta 0\.19\.1") as raised:
+        choose_engine("vllm", installed=False, serves_gpu=lambda: False)
+    assert raised.value.exit_code == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "dtype"),
+    [
+        ("auto", None, "float32"),
+        ("auto", (7, 0), "float16"),
+        ("auto", (7, 5), "float16"),
+        ("auto", (8, 0), "bfloat16"),
+        ("auto", (9, 0), "bfloat16"),
+        ("fp16", (9, 0), "float16"),
+        ("fp32", (7, 0), "float32"),
+        ("bf16", None, "bfloat16"),
+    ],
+)
+def test_the_number_format_follows_the_device(name: str, capability: tuple[int, int] | None, dtype: str) -> None:
+    assert choose_dtype(name, capability) == dtype
+
+
+def test_a_number_format_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bf16 on a GPU of capability 7\.0: allowed is fp16"):
+        choose_dtype("bf16", (7, 0))
+    with pytest.raises(ConfigError, match="'int8' is unknown, allowed are auto, fp32, fp16, bf16"):
+        choose_dtype("int8", None)
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (["sm_70", "sm_80", "sm_90"], (7, 0), True),
+        (["sm_75", "sm_80", "sm_90", "compute_90"], (7, 0), False),  # torch 2.13 on a V100
+        (["sm_80"], (8, 6), True),
+        (["sm_86"], (8, 0), False),
+        (["sm_90a"], (9, 0), True),
+        (["sm_90", "compute_90"], (12, 0), True),
+        (["sm_90"], (12, 0), False),
+    ],
+)
+def test_code_runs_on_its_own_major_version_and_ptx_on_later_ones(
+    built: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    assert has_code_for(built, capability) == runs
+
+
+def test_the_rank_of_an_adapter_is_its_largest(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 8, "rank_pattern": {"q_proj": 24, "v_proj": 4}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert check_servable(tmp_path) == 24
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    assert check_servable(tmp_path) == 8

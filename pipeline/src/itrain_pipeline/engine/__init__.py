@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from itrain_pipeline.engine.vllm_versions import SERVED, is_installed, serves_gpu
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.ports import Engine
 
@@ -23,21 +24,37 @@ def open_engine(
 ) -> Engine:
     """Load the model in `model_dir` (Hugging Face layout) into an engine.
 
-    `dtype`: auto | fp32 | fp16 | bf16. `max_batch_tokens` bounds rows × longest row being decoded at once; 0 lets
-    the engine decide, as does 0 for `max_model_len` (the model's own context). Seeds come with each request. Raises
-    `ConfigError` for an engine that is not there or a model that it cannot serve.
+    `auto` is vLLM where its GPU build is installed and sees a GPU, else transformers. `dtype`: auto | fp32 | fp16 |
+    bf16. `max_batch_tokens` bounds rows × longest row being decoded at once; 0 lets the engine decide, as does 0 for
+    `max_model_len` (the model's own context). Seeds come with each request. Raises `ConfigError` for an engine that is
+    not there or a model that it cannot serve.
     """
-    if kind == "vllm":
-        found = "installed, but not supported yet" if find_spec("vllm") else "not installed in this environment"
-        raise ConfigError(f"engine: vllm is {found}; use 'transformers' or 'auto'")
     if not (model_dir / "config.json").is_file():
         raise ConfigError(f"model folder {model_dir.name!r} has no config.json")
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "max_batch_tokens": max_batch_tokens,
+        "max_model_len": max_model_len,
+        "trust_remote_code": trust_remote_code,
+    }
+    if choose_engine(kind, installed=is_installed(), serves_gpu=serves_gpu) == "vllm":
+        from itrain_pipeline.engine.vllm import open_vllm_engine
+
+        return open_vllm_engine(model_dir, **settings)
     from itrain_pipeline.engine.transformers import open_transformers_engine
 
-    return open_transformers_engine(
-        model_dir,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_model_len=max_model_len,
-        trust_remote_code=trust_remote_code,
-    )
+    return open_transformers_engine(model_dir, **settings)
+
+
+def choose_engine(
+    kind: EngineKind, *, installed: bool, serves_gpu: Callable[[], bool]
+) -> Literal["transformers", "vllm"]:
+    """What `kind` stands for where vLLM is `installed` and, asked only then, has a GPU that it serves.
+
+    Raises ConfigError for vLLM where it is not installed.
+    """
+    if kind == "vllm" and not installed:
+        raise ConfigError(f"engine: vllm is not installed here: install {SERVED}, or use 'transformers' or 'auto'")
+    if kind == "auto":
+        return "vllm" if installed and serves_gpu() else "transformers"
+    return kind

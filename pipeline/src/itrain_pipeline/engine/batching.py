@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from itrain_pipeline.engine.kvcache import RadixCache
 from itrain_pipeline.engine.sampling import sample_tokens
 from itrain_pipeline.errors import ConfigError, PermanentError, RetryableError, StageError
-from itrain_pipeline.ports import Completion, EngineCounters, FinishReason, SamplingParams
+from itrain_pipeline.ports import Completion, EngineCounters, FinishReason, KVCapacity, SamplingParams
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,7 @@ class BatchingEngine:
         self._task: asyncio.Task[None] | None = None
         self._adapters: set[str] = set()
         self._closed = False
+        self._death: RetryableError | None = None
         self._requests = self._computed = self._cached = self._decoded = 0
 
     @property
@@ -118,6 +119,21 @@ class BatchingEngine:
         if not self._rows:
             self._runner.slab.clear()
 
+    def kv_capacity(self) -> KVCapacity:
+        """Tokens of the slab, in blocks of one: all rows are as wide as the widest, and waiting ones will be."""
+        running = [row.request.width for row in self._rows if not row.request.done.done()]
+        waiting = [
+            request.width
+            for request in self._waiting
+            if isinstance(request, _Request) and not request.done.done()
+            for _ in range(request.rows)
+        ]
+        widths = running + waiting
+        held = len(widths) * max(widths, default=0)
+        return KVCapacity(
+            block_tokens=1, total_blocks=self._max_batch_tokens, free_blocks=max(self._max_batch_tokens - held, 0)
+        )
+
     def counters(self) -> EngineCounters:
         return EngineCounters(
             requests=self._requests,
@@ -128,7 +144,7 @@ class BatchingEngine:
 
     async def aclose(self) -> None:
         self._closed = True
-        if self._task is not None:
+        if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._fail_all(RetryableError("the engine was closed while requests were waiting"))
@@ -136,6 +152,8 @@ class BatchingEngine:
     def _room(self, prompt_ids: Sequence[int]) -> int:
         if self._closed:
             raise RetryableError("the engine is closed")
+        if self._death is not None:
+            raise again(self._death)
         if not prompt_ids:
             raise PermanentError("a prompt needs at least one token")
         room = self.max_model_len - len(prompt_ids)
@@ -155,9 +173,9 @@ class BatchingEngine:
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            failure = RetryableError(f"the engine stopped: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            self._fail_all(failure)
+            self._death = RetryableError(f"the engine died: {type(error).__name__}: {error}")
+            self._death.__cause__ = error
+            self._fail_all(self._death)
 
     async def _run(self) -> None:
         while self._waiting or self._rows:
@@ -194,6 +212,7 @@ class BatchingEngine:
         first = len(self._rows)
         rows = [_Row(request=request, index=i, rng=random.Random(seed)) for i, seed in enumerate(request.params.seeds)]
         self._runner.slab.fork(first, range(first + 1, first + len(rows)), len(request.prompt))
+        self._cached += (len(rows) - 1) * len(request.prompt)
         self._rows += rows
         self._extend(rows, logits_V[None].expand(len(rows), -1))
 
@@ -268,9 +287,16 @@ class BatchingEngine:
 
     def _fail_all(self, error: RetryableError) -> None:
         for request in [*self._waiting, *(row.request for row in self._rows)]:
-            _fail(request.done, error)
+            _fail(request.done, again(error))
         self._waiting.clear()
         self._rows.clear()
+
+
+def again(error: RetryableError) -> RetryableError:
+    """The same error for another caller: an instance that is raised twice carries both tracebacks."""
+    copy = RetryableError(str(error))
+    copy.__cause__ = error.__cause__
+    return copy
 
 
 def _fail(done: asyncio.Future[Any], error: Exception) -> None:

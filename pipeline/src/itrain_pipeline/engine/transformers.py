@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itrain_pipeline.engine.adapters import check_servable
 from itrain_pipeline.engine.batching import BatchingEngine
+from itrain_pipeline.engine.devices import choose_dtype, cuda_capability
 from itrain_pipeline.engine.kvcache import DecodeView, KvSlab, PrefillView
-from itrain_pipeline.errors import ConfigError, DataError
+from itrain_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class ModelRunner:
         self._peft: Any = None
         self._device: torch.device = model.device
         self.max_model_len = max_model_len
-        self.eos_token_ids = _eos_token_ids(model)
+        self.eos_token_ids = eos_token_ids(model.generation_config, model.config)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.token_bytes = 2 * config.num_hidden_layers * heads * dim * model.dtype.itemsize
@@ -96,22 +97,6 @@ class ModelRunner:
         self._peft.eval()
 
 
-def check_servable(folder: Path) -> None:
-    """Raise ConfigError for an adapter that no engine serves as it is (DoRA, `modules_to_save`)."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise DataError(f"{folder.name}: no adapter_config.json, so this is not a PEFT adapter")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA":
-        raise ConfigError(f"{path.name}: peft_type is {config.get('peft_type')!r}, only 'LORA' can be served")
-    if config.get("use_dora"):
-        raise ConfigError(f"{path.name}: use_dora is true: DoRA cannot be served as an adapter")
-    if config.get("modules_to_save"):
-        raise ConfigError(
-            f"{path.name}: modules_to_save is {config['modules_to_save']}: whole modules do not travel with an adapter"
-        )
-
-
 def open_transformers_engine(
     model_dir: Path, *, dtype: str, max_batch_tokens: int, max_model_len: int, trust_remote_code: bool
 ) -> BatchingEngine:
@@ -119,10 +104,11 @@ def open_transformers_engine(
     import torch
     import transformers
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    capability = cuda_capability()
+    device = torch.device("cpu" if capability is None else "cuda")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(model_dir),
-        dtype=_torch_dtype(dtype, device),
+        dtype=getattr(torch, choose_dtype(dtype, capability)),
         attn_implementation="sdpa",
         local_files_only=True,
         use_safetensors=True,
@@ -148,25 +134,13 @@ def _context_limit(config: Any) -> int:
     raise ConfigError(f"the transformers engine serves attention layers only, the model has {sorted(layers)}")
 
 
-def _eos_token_ids(model: Any) -> tuple[int, ...]:
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    eos = model.config.eos_token_id if eos is None else eos
+def eos_token_ids(generation_config: Any, config: Any) -> tuple[int, ...]:
+    """What ends an answer where the request names nothing: the generation config's ids, else the model's."""
+    eos = generation_config.eos_token_id if generation_config else None
+    eos = config.eos_token_id if eos is None else eos
     if eos is None:
         return ()
     return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
-
-
-def _torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    import torch
-
-    if name == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    known = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if name not in known:
-        raise ConfigError(f"precision {name!r} is unknown, allowed are auto, {', '.join(known)}")
-    return known[name]
 
 
 def _batch_tokens(runner: ModelRunner, device: torch.device) -> int:
