@@ -64,11 +64,10 @@ class _Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Dated:
-    """A status that this process stored, by its own date, and both clocks at that moment."""
+    """A status that this process stored: its date on the wall clock, and the steady clock at that moment."""
 
-    observed: datetime | None
+    observed: datetime
     clock: float
-    wall_clock: float
 
 
 class Reconciler:
@@ -101,6 +100,7 @@ class Reconciler:
         """The version of the run up to which the cache is known to hold all its Jobs."""
         self._stored: dict[RunKey, float] = {}
         """When the server last answered with the run as a write of this process made it."""
+        self._planned: dict[RunKey, _Dated] = {}
         self._dated: dict[RunKey, _Dated] = {}
 
     async def reconcile(self, key: RunKey) -> float | None:
@@ -156,8 +156,7 @@ class Reconciler:
         dated = self._dated.get(record.key)
         if dated is None or run.status.last_observed_time != dated.observed:
             return run  # another process wrote it, by its own clock
-        passed_s = self._clock() - dated.clock
-        jump = timedelta(seconds=self._wall_clock() - dated.wall_clock - passed_s)
+        jump = self._now() - dated.observed - timedelta(seconds=self._clock() - dated.clock)
         return replace(run, status=moved(run.status, jump)) if abs(jump) > JUMP else run
 
     async def _plan(self, run: Run) -> tuple[Observed, Plan]:
@@ -176,7 +175,7 @@ class Reconciler:
             del self._held[key]
         if held is not None:
             observed = held.show(observed)
-        made = plan(run, observed, self._now())
+        made = plan(run, observed, self._date(key))
         adopted = next((job for job in self._cache.jobs(key) if job.name == current and job.template_hash), None)
         return observed, _with_hash(made, adopted)
 
@@ -187,7 +186,7 @@ class Reconciler:
         if refused is not None:
             held = self._held[key] = self._hold(run, action, refused)
             log.warning("run %s: %s was not created: %s", key, action.job_name, refused.refusal.message)
-            return plan(run, held.show(observed), self._now())
+            return plan(run, held.show(observed), self._date(key))
         self._held.pop(key, None)
         self._made[key] = (action.job_name, self._clock())
         log.info("run %s: created %s", key, action.job_name)
@@ -263,7 +262,9 @@ class Reconciler:
         if self._listed.get(key) == record.resource_version:
             self._listed[key] = stored["metadata"]["resourceVersion"]
         self._stored[key] = self._clock()
-        self._dated[key] = _Dated(observed=new.last_observed_time, clock=self._clock(), wall_clock=self._wall_clock())
+        planned = self._planned.get(key)
+        if planned is not None and planned.observed == new.last_observed_time:
+            self._dated[key] = planned
         self._on_written(old, new)
 
     def _wake(self, record: RunRecord, run: Run, made: Plan) -> float | None:
@@ -302,9 +303,15 @@ class Reconciler:
         self._made.pop(key, None)
         self._listed.pop(key, None)
         self._stored.pop(key, None)
+        self._planned.pop(key, None)
         self._dated.pop(key, None)
         self._children.forget(key)
         self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
+
+    def _date(self, key: RunKey) -> datetime:
+        """Now, for a plan whose status may be stored later."""
+        self._planned[key] = _Dated(observed=self._now(), clock=self._clock())
+        return self._planned[key].observed
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._wall_clock(), tz=UTC)

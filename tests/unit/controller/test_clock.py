@@ -10,8 +10,9 @@ from itrain_contract.names import Phase
 from itrain_contract.stages import StageRef
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.accounting import moved
-from itrain_operator.kubeapi import RUNS
+from itrain_operator.kubeapi import JOBS, RUNS
 from itrain_testing.clusterruns import start_run
+from itrain_testing.fakecluster import Fault, Request
 from itrain_testing.fakejobs import TICK_S, JobEnd
 from itrain_testing.fakeoperator import FakeOperator
 
@@ -58,6 +59,28 @@ def test_a_back_off_is_neither_cut_short_nor_drawn_out(jump_s: float) -> None:
     operator = start_run(script, stages={"prepare": {"retry": {"backoffSeconds": 300}}})
     operator.live(50, until=lambda: operator.status().attempt == 2)
     operator.wall_clock_error_s = jump_s
+    operator.live(25)
+    assert operator.status().current is None
+    operator.live(10)
+    assert operator.status().current is not None or operator.status().completed
+
+
+def test_a_jump_between_planning_and_storing_is_noticed_too() -> None:
+    """The clock jumps back when the status that begins the back-off is on its way."""
+
+    def before(request: Request) -> Fault:
+        job = operator.server.find(JOBS, "team", "run-i0-prepare-a1")
+        ended = job is not None and bool(job.get("status", {}).get("conditions"))
+        if request.verb == "patch" and request.resource == RUNS and ended and not operator.wall_clock_error_s:
+            operator.wall_clock_error_s = -HOURS_S
+        return None
+
+    operator = start_run(
+        lambda ref, attempt: JobEnd(exit_code=75 if (ref.kind, attempt) == ("prepare", 1) else 0),
+        stages={"prepare": {"retry": {"backoffSeconds": 300}}},
+    )
+    operator.server.before = before
+    operator.live(50, until=lambda: operator.status().attempt == 2)
     operator.live(25)
     assert operator.status().current is None
     operator.live(10)
