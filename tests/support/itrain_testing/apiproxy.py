@@ -28,6 +28,8 @@ from itrain_testing.daemons import free_port
 Fault = Literal["500", "429", "lost"]
 """An error in the server's place, or a request that is carried out and whose answer never comes."""
 HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host")
+CLOSING_S = 0.3
+"""Connections with TLS take leave of each other before their sockets are closed."""
 STATUS: dict[str, tuple[int, dict[str, str], dict[str, object]]] = {
     "500": (500, {}, {"reason": "InternalError", "message": "etcdserver: leader changed"}),
     "429": (429, {"Retry-After": "2"}, {"reason": "TooManyRequests", "message": "too many requests, try again"}),
@@ -123,6 +125,7 @@ class ApiProxy:
             for task in left:
                 task.cancel()  # answers that were withheld
             await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(CLOSING_S)
 
     async def _serve(self, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
         call = self._count(request)
