@@ -18,7 +18,7 @@ def chosen_logprobs(
     logits_RV: torch.Tensor, rows_E: torch.Tensor, targets_E: torch.Tensor, *, chunk_rows: int = CHUNK_ROWS
 ) -> torch.Tensor:
     """log softmax(logits[rows[e]])[targets[e]] for every e, fp32 [E]; a row may be named several times."""
-    return _ChosenLogprobs.apply(logits_RV, rows_E, targets_E, chunk_rows)  # type: ignore[no-untyped-call]
+    return _ChosenLogprobs.apply(logits_RV, rows_E, targets_E, chunk_rows)
 
 
 class _ChosenLogprobs(torch.autograd.Function):
