@@ -19,7 +19,6 @@ from itrain_contract.loading import SpecError, load_run
 from itrain_contract.names import ExitCode
 from itrain_operator.cli_cluster import runs
 from itrain_operator.cli_options import (
-    PLUGIN,
     FileArgument,
     FilesArgument,
     Output,
@@ -29,15 +28,13 @@ from itrain_operator.cli_options import (
 )
 from itrain_operator.cli_plan import plan, profile_machine
 from itrain_operator.clusteraccess import ClusterError
+from itrain_operator.command import EPILOG, HELP
 from itrain_operator.localstate import LocalRunError, LockedError
 
 app = typer.Typer(
     name="itrain",
-    help="Iterative post-training of tool-calling models: one ITrainRun, on a cluster or on this machine.",
-    epilog="A state folder that exists (DIR, or NAME in .itrain/) is a run on this machine, any other NAME one in the "
-    "cluster; --local, -n, --context and --kubeconfig say which. Exit codes: 0 done, 2 usage, 64 configuration, "
-    "65 data, 70 permanent failure, 75 retries exhausted, busy or API server away, 124 wait timed out, 130/143 "
-    "interrupted (the same command continues).",
+    help=HELP,
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -125,11 +122,6 @@ def version(output: OutputOption = Output.TEXT) -> None:
         say_json(versions)
     else:
         say(f"itrain {versions['itrain']}")
-
-
-def kubectl_main() -> None:
-    """`kubectl itrain …`: the same commands, about the cluster unless --local is given."""
-    main(prog_name=PLUGIN)
 
 
 def main(arguments: list[str] | None = None, prog_name: str | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from itrain_operator.clusteraccess import Where
+from itrain_operator.command import PLUGIN
 
 
 class Output(StrEnum):
@@ -77,7 +78,3 @@ def place(
     return Where(
         namespace=namespace, context=kube_context, kubeconfig=kubeconfig, local=local, plugin=context.obj == PLUGIN
     )
-
-
-PLUGIN = "kubectl itrain"
-"""Name and context object of the command as a plugin of kubectl."""

@@ -6,6 +6,7 @@ What a command does is in `cli`, whose models and libraries take most of a secon
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 OVERVIEW = {
     "run": "Run FILE until it ends; called again, it continues where it stopped.",
@@ -33,27 +34,28 @@ EPILOG = (
     "interrupted (the same command continues)."
 )
 PLUGIN = "kubectl itrain"
+"""Name and context object of the command as a plugin of kubectl."""
 
 
 def main() -> None:
     """`itrain`."""
-    _main(None)
+    if sys.argv[1:] == ["--help"]:
+        show_overview("itrain")
+    from itrain_operator import cli  # only here: --help stays quick
+
+    cli.main()
 
 
 def kubectl_main() -> None:
     """`kubectl itrain …`: the same commands, about the cluster unless --local is given."""
-    _main(PLUGIN)
-
-
-def _main(prog_name: str | None) -> None:
     if sys.argv[1:] == ["--help"]:
-        show_overview(prog_name or "itrain")
-    from itrain_operator import cli  # only here: --help stays quick
+        show_overview(PLUGIN)
+    from itrain_operator import cli
 
-    cli.main(prog_name=prog_name)
+    cli.main(prog_name=PLUGIN)
 
 
-def show_overview(prog_name: str) -> None:
+def show_overview(prog_name: str) -> NoReturn:
     """Print the help of `itrain` as `cli` would; always raises SystemExit."""
     from typer.core import TyperCommand, TyperGroup
 
@@ -61,3 +63,4 @@ def show_overview(prog_name: str) -> None:
     TyperGroup(name="itrain", commands=commands, help=HELP, epilog=EPILOG, rich_markup_mode=None).main(
         ["--help"], prog_name=prog_name
     )
+    raise SystemExit(0)
