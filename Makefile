@@ -32,11 +32,22 @@ $(STAMP): $(LOCKS)
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation $(addprefix -e ,$(PACKAGES))
 	@rm -f $(VENV)/.synced-* && touch $@
 
+VOLTA := .venv-volta
+VOLTA_STAMP := $(VOLTA)/.synced-$(firstword $(shell cat requirements/volta-cpu.txt | sha256sum))
+
+$(VOLTA_STAMP): requirements/volta-cpu.txt | $(STAMP)
+	@test -x $(VOLTA)/bin/python || $(PYTHON) -m venv $(VOLTA)
+	@echo "installing the Volta images' library versions into $(VOLTA) (3 GB)"
+	@$(UV) pip sync --quiet --python $(VOLTA)/bin/python --require-hashes requirements/volta-cpu.txt
+	@$(UV) pip install --quiet --python $(VOLTA)/bin/python --no-deps --no-build-isolation -e crds -e pipeline
+	@rm -f $(VOLTA)/.synced-* && touch $@
+
 .PHONY: lock
 lock: $(STAMP) ## upgrade every pinned requirement (edit requirements/*.in first to widen a range)
 	cd requirements && for e in bootstrap operator pipeline; do ../$(COMPILE) --upgrade $$e.in -o $$e.txt; done
 	cd requirements && ../$(COMPILE) --upgrade --no-deps bfcl.in -o bfcl.txt
 	cd requirements && ../$(COMPILE) --upgrade --override dev-overrides.in dev.in -o dev.txt
+	cd requirements && ../$(COMPILE) --upgrade --override volta-cpu-overrides.in volta-cpu.in -o volta-cpu.txt
 
 ## --- the product -----------------------------------------------------------------------------------------------
 
@@ -56,7 +67,11 @@ base-model: $(STAMP) ## pre-train the quickstart's base model again (25 minutes 
 
 .PHONY: test
 test: $(STAMP) ## every unit, repository and integration test (an S3 server and a control plane are built with Go on first use)
-	$(PY) -m pytest tests/unit tests/repo tests/integration
+	$(PY) -m pytest tests/unit tests/repo tests/engines tests/integration
+
+.PHONY: test-volta
+test-volta: $(VOLTA_STAMP) ## both engines on the library versions of the Volta images (on a CPU)
+	$(VOLTA)/bin/python -m pytest tests/engines
 
 .PHONY: e2e
 e2e: $(STAMP) ## whole runs: local, killed and resumed, against a real S3 server and on a real node (as root)
@@ -75,6 +90,10 @@ cluster-down: $(STAMP) ## end that cluster and remove everything it made
 .PHONY: bench-operator
 bench-operator: $(STAMP) ## the operator with 10, 100 and 1,000 runs: build/bench/operator.json (QUICK=1: 100 runs, 3 minutes)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.controller
+
+.PHONY: bench-search
+bench-search: $(STAMP) ## the search beside the released one, and each lever alone: build/bench/search.json (QUICK=1: 5 minutes)
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.search
 
 .PHONY: bench-train
 bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, the same pairs and model: build/bench/train.json (QUICK=1: within 5 minutes)
@@ -100,4 +119,4 @@ format: $(STAMP) ## format and mend what ruff can
 
 .PHONY: clean
 clean: ## remove build/ and the environment
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(VOLTA)

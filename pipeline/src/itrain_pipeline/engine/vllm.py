@@ -131,7 +131,7 @@ class VllmEngine:
             self._started().do(lambda engine: engine.add_lora(adapter))
         except StageError:
             raise
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # its class depends on the version
             raise ConfigError(
                 f"adapter {adapter.lora_name!r}: vllm refuses it: {versions.first_line(error)}"
             ) from error

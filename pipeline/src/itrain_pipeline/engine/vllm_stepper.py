@@ -136,7 +136,7 @@ class Stepper:
                 self._by_name[name] = call
                 call.names.append(name)
                 call.ids.append(versions.add_request(self.engine, name, call.prompt, request, call.lora))
-        except ValueError as error:
+        except Exception as error:  # its class depends on the version; nothing was computed yet
             self._abort(call)
             raise PermanentError(f"vllm refuses the request: {versions.first_line(error)}") from error
 

@@ -87,7 +87,7 @@ def start(settings: VllmSettings, *, lora_rank: int) -> Any:
 
         try:
             config = EngineArgs(**_arguments(settings, lora_rank)).create_engine_config()
-        except ValueError as error:
+        except Exception as error:  # its class depends on the version; no device was touched yet
             raise ConfigError(f"vllm refuses this model or these settings: {first_line(error)}") from error
         return LLMEngine(
             vllm_config=config, executor_class=Executor.get_class(config), log_stats=False, multiprocess_mode=False

@@ -1,0 +1,49 @@
+"""What only vLLM does: to a request that it refuses, and to the process that it runs in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from itrain_pipeline.errors import ConfigError, PermanentError
+from itrain_pipeline.ports import SamplingParams
+
+PRELOAD = os.environ.get("LD_PRELOAD")
+"""Of this process, before any engine was opened in it."""
+
+
+@pytest.fixture
+def vllm(shelf: Any) -> Any:
+    if shelf.kind != "vllm":
+        pytest.skip("of vLLM alone")
+    return shelf
+
+
+def test_a_request_that_vllm_refuses_fails_for_good_and_alone(vllm: Any, model_dir: Path) -> None:
+    engine = vllm.shared(model_dir)
+    before = engine.kv_capacity()
+    with pytest.raises(PermanentError, match=r"vllm refuses the request: .*vocab"):
+        asyncio.run(engine.generate((1, 100_000), SamplingParams(seeds=(1, 2), max_tokens=4)))
+    assert engine.kv_capacity() == before
+    assert len(asyncio.run(engine.generate((1, 20), SamplingParams(seeds=(1, 2), max_tokens=4)))) == 2
+
+
+def test_the_process_is_as_it_was(vllm: Any, model_dir: Path) -> None:
+    vllm.shared(model_dir).kv_capacity()
+    assert os.environ.get("LD_PRELOAD") == PRELOAD
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+
+
+def test_a_context_beyond_the_models_is_refused_before_anything_is_loaded(vllm: Any, model_dir: Path) -> None:
+    engine = vllm.own(model_dir, max_model_len=100_000)
+    with pytest.raises(ConfigError, match=r"vllm refuses this model or these settings: .*100000"):
+        engine.kv_capacity()
+    vllm.close_own()
