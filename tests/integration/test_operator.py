@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from itrain_contract.stages import StageRef
 from itrain_testing.cluster.access import Access, eventually
@@ -16,35 +13,6 @@ from itrain_testing.cluster.controlplane import ControlPlane
 from itrain_testing.operatorprocess import OperatorProcess
 from itrain_testing.simkubelet import PodRun, SimulatedNode
 from itrain_testing.watchrun import SMALL, STAGES, WatchedRun
-
-
-@pytest.fixture(scope="module")
-def simulated_node(cluster: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedNode]:
-    simulated = SimulatedNode(cluster.kubeconfig, tmp_path_factory.mktemp("node"))
-    simulated.start()
-    yield simulated
-    simulated.stop()
-
-
-@pytest.fixture
-def node(simulated_node: SimulatedNode) -> Iterator[SimulatedNode]:
-    """The node, its script as it was after the test."""
-    before = simulated_node.script
-    yield simulated_node
-    simulated_node.script = before
-
-
-@pytest.fixture
-def run(cluster: Access, namespace: str) -> WatchedRun:
-    return WatchedRun(cluster=cluster, namespace=namespace)
-
-
-@pytest.fixture
-def operator(cluster: Access, namespace: str, tmp_path: Path) -> Iterator[OperatorProcess]:
-    process = OperatorProcess(tmp_path, kubeconfig=cluster.kubeconfig, namespace=namespace)
-    process.start()
-    yield process
-    process.stop()
 
 
 def slow(seconds: float = 600.0, *, stage: str = "") -> object:
