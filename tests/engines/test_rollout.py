@@ -31,7 +31,7 @@ def test_a_rollout_shard_runs_on_each_engine_and_its_counters_add_up(bench: Any,
     assert counters["decoded"] == counters["decoded_tokens"] > 0
     prompts = {example.id: example.prompt_ids for example in examples}
     pairs = list(read_jsonl(output.outputs["pairs.jsonl"], PreferencePair))
-    assert len(pairs) == counters["pairs"] > 0
+    assert len(pairs) == counters["pairs"]
     for pair in pairs:
         assert pair.prompt_ids == prompts[pair.lineage.sample_id]
         assert pair.chosen_q > pair.rejected_q

@@ -8,6 +8,7 @@ requests alone, so the same requests give the same bits.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import torch
 
     from itrain_pipeline.engine.transformers import ModelRunner
+
+
+NOT_FINITE = "the model returned logits that are not finite"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -197,7 +201,10 @@ class BatchingEngine:
                     self._start(request)
                 else:
                     log_probs = self._prefill(request.prompt, spare_rows=1).float().log_softmax(dim=-1)
-                    request.done.set_result([float(log_probs[option]) for option in request.options])
+                    values = [float(log_probs[option]) for option in request.options]
+                    if not all(map(math.isfinite, values)):
+                        raise PermanentError(NOT_FINITE)
+                    request.done.set_result(values)
             except (StageError, RuntimeError) as error:
                 _fail(request.done, error)
 
@@ -254,7 +261,7 @@ class BatchingEngine:
         for row, token_id, logprob in zip(rows, token_ids, logprobs, strict=True):
             request = row.request
             if token_id < 0:
-                _fail(request.done, PermanentError("the model returned logits that are not finite"))
+                _fail(request.done, PermanentError(NOT_FINITE))
             if request.done.done():  # failed, or its caller is gone
                 self._leave(row)
                 continue

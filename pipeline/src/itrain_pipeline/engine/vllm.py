@@ -20,6 +20,7 @@ from typing import Any
 
 from itrain_pipeline.engine import vllm_versions as versions
 from itrain_pipeline.engine.adapters import check_servable
+from itrain_pipeline.engine.batching import NOT_FINITE
 from itrain_pipeline.engine.transformers import eos_token_ids
 from itrain_pipeline.engine.vllm_stepper import Call, Stepper
 from itrain_pipeline.errors import ConfigError, PermanentError, RetryableError, StageError
@@ -61,7 +62,10 @@ class VllmEngine:
     async def option_logprobs(self, prompt_ids: Sequence[int], options: Sequence[int]) -> list[float]:
         self._room(prompt_ids)
         outputs = await self._answered(prompt_ids, versions.option_sampling(options))
-        return versions.option_values(outputs, options)
+        values = versions.option_values(outputs, options)
+        if not all(map(math.isfinite, values)):
+            raise PermanentError(NOT_FINITE)
+        return values
 
     def load_adapter(self, name: str, folder: Path | None) -> None:
         if name in self._adapters:
@@ -143,6 +147,9 @@ class VllmEngine:
         room = limit - len(prompt_ids)
         if room < 1:
             raise PermanentError(f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {limit}")
+        size = versions.vocabulary_size(self._started().engine)
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < size:  # 0.19 dies of it
+            raise PermanentError(f"a prompt with an id outside of the model's vocabulary of {size}")
         return room
 
     async def _answered(self, prompt_ids: Sequence[int], requests: Sequence[Any]) -> list[Any]:
@@ -184,7 +191,7 @@ def _completion(output: Any) -> Completion:
     token_ids = tuple(int(token) for token in done.token_ids)
     logprobs = tuple(float(at[token].logprob) for at, token in zip(done.logprobs, token_ids, strict=True))
     if not all(map(math.isfinite, logprobs)):
-        raise PermanentError("the model returned logits that are not finite")
+        raise PermanentError(NOT_FINITE)
     return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=done.finish_reason)
 
 

@@ -174,11 +174,10 @@ def _process_as_before() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # pydantic says in its first line how many errors there are, in the third what is wrong
-    return (lines[2] if len(lines) > 2 and "validation error" in lines[0] else (lines or [type(error).__name__])[0])[
-        :300
-    ]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "validation error" in lines[0]:  # pydantic: how many, where, what, and where to read more
+        lines = [line for line in lines[1:] if not line.startswith("For further information")][-1:] or lines
+    return lines[0][:300]
 
 
 def sampling(params: SamplingParams, seed: int, *, max_tokens: int, stop_token_ids: Sequence[int]) -> Any:
@@ -201,7 +200,8 @@ def option_values(outputs: Sequence[Any], options: Sequence[int]) -> list[float]
     found: dict[int, float] = {}
     for output in outputs:
         found |= {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
-    return [float(found[option]) for option in options]
+    # Among logits that are no numbers, the one id that may be sampled need not be.
+    return [float(found.get(option, math.nan)) for option in options]
 
 
 def _request(**fields: Any) -> Any:
@@ -238,6 +238,10 @@ def add_request(engine: Any, name: str, prompt: Sequence[int], request: Any, lor
 def block_pool(engine: Any) -> Any:
     """With `num_gpu_blocks`, one of which is never given out, and `get_num_free_blocks()`: those without an owner."""
     return engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+
+
+def vocabulary_size(engine: Any) -> int:
+    return int(engine.model_config.get_vocab_size())
 
 
 def block_tokens(engine: Any) -> int:
