@@ -17,7 +17,7 @@ from itrain_bench.training.simpo import ARMS, LEAST_MEMORY, Figures, simpo_figur
 from itrain_bench.training.workload import Workload
 
 OUT = Path(__file__).parents[4] / "build/bench/train.json"
-QUICK = Workload(trees=2, pairs_per_tree=2, repeats=3)
+QUICK = Workload(trees=2, pairs_per_tree=2, repeats=2)
 FULL = Workload(trees=4, pairs_per_tree=2, repeats=5)
 MORE_PAIRS = Workload(trees=2, pairs_per_tree=4, repeats=3)
 
