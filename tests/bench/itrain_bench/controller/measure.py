@@ -43,7 +43,7 @@ Figures = dict[str, float | int | str]
 class Scale:
     """`passes` more than 0: go on until the operator has made so many. `seconds` are those of the window.
 
-    `calm_s` more than 0: another window, so long, at half the rate. Where the first one is more than the machine can do,
+    `calm_s` more than 0: another window, so long, at half the rate. Where the first is more than the machine can do,
     its times are those of a queue; the second one's are the operator's.
     """
 
