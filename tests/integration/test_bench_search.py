@@ -26,7 +26,7 @@ from itrain_testing.rollout_inputs import quickstart_renderer
 
 TINY = Size(
     trees={200: 6, 800: 3},
-    released=1,
+    cooler=1,
     ablation=1,
     vllm=0,
     repeats=1,
@@ -52,7 +52,7 @@ def number(figures: Figures, key: str) -> float:
 
 def test_every_arm_has_its_counts_and_they_are_finite_and_flat(measured: tuple[Figures, list[str]]) -> None:
     figures, _ = measured
-    for prefix in ("p200", "p800", "p800_t15"):
+    for prefix in ("p200", "p800", "p800_t08"):
         for name in ("tokens_over_limit", "engine_tokens_per_tree", "requests_per_tree", "lost_trees"):
             assert all(math.isfinite(number(figures, f"{prefix}_{name}_{arm}")) for arm in ARMS)
     assert {"duplicates_ours", "lost_trees_ours", "pair_precision_ours", "unsampled_pairs_ours"} <= figures.keys()

@@ -78,8 +78,10 @@ class StubTokens:
         )
 
 
-def stub_examples(tokens: StubTokens, count: int, *, prompt_tokens: int, seed: int = 0) -> list[Example]:
-    """Calls of texts and numbers."""
+def stub_examples(
+    tokens: StubTokens, count: int, *, prompt_tokens: int, spread: float = 0.25, seed: int = 0
+) -> list[Example]:
+    """Calls of texts and numbers behind prompts that are up to `spread` shorter or longer."""
     rng = random.Random(seed)
     examples = []
     for number in range(count):
@@ -89,7 +91,8 @@ def stub_examples(tokens: StubTokens, count: int, *, prompt_tokens: int, seed: i
             for key in rng.sample(WORDS, rng.choice(PARAMETERS))
         }
         answer = f"[{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]"
-        length = prompt_tokens + rng.randint(-prompt_tokens // 4, prompt_tokens // 4)
+        most = int(prompt_tokens * spread)
+        length = prompt_tokens + rng.randint(-most, most)
         unlike = tokens.encode(f"{number} ")
         examples.append(
             Example(

@@ -31,7 +31,7 @@ PREFIXES = {
     "p200": "prompts of about 200 tokens (transformers engine)",
     "p800": "prompts of about 800 tokens (transformers engine)",
     "p2000": "prompts of about 2,000 tokens (transformers engine)",
-    "p800_t15": "about 800 tokens, sampled as released: temperature 1.5",
+    "p800_t08": "about 800 tokens, sampled as the quickstart does: temperature 0.8",
     "vllm_p800": "about 800 tokens on vLLM",
     "toolace": "ToolACE rows, counts only",
 }
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="also: QUICK=1")
     parser.add_argument("--threads", type=int, default=1, help="of torch, the same for all arms")
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, default=1.5, help="of every arm")
     parser.add_argument("--no-vllm", action="store_true")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -33,12 +33,12 @@ def rollout_settings(**changes: object) -> RolloutStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """The model as the search sees it. All arms sample alike."""
+    """The model as the search sees it. All arms sample alike, by default as the release and our spec's defaults do."""
 
     folder: Path
     renderer: Renderer
-    temperature: float = 0.8
-    top_p: float = 0.95
+    temperature: float = 1.5
+    top_p: float = 1.0
 
     def settings(self, **changes: object) -> RolloutStage:
         """Ours: the released script's actions, simulations, depth and step limit, by default."""

@@ -18,7 +18,8 @@ Say = Callable[[str], None]
 Figures = dict[str, float | int | str]
 MODEL_LEN = 8192
 """Of the shipped model's 16,384 positions; the longest prompts here have some 2,200 tokens, ToolACE's up to 8,192."""
-SAMPLED_AS_RELEASED = {"temperature": 1.5, "top_p": 1.0}
+COOLER = {"temperature": 0.8, "top_p": 0.95}
+"""As the quickstart samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,8 @@ class Size:
 
     trees: dict[int, int]
     """By prompt length."""
-    released: int
+    cooler: int
+    """At 800 tokens, sampled as the quickstart does."""
     ablation: int
     vllm: int
     repeats: int
@@ -38,18 +40,18 @@ class Size:
 
 
 QUICK = Size(
-    trees={200: 10, 800: 16, 2000: 2},
-    released=4,
-    ablation=5,
+    trees={200: 10, 800: 20, 2000: 3},
+    cooler=8,
+    ablation=8,
     vllm=16,
     repeats=1,
-    toolace=1,
+    toolace=2,
     scale_model=(10, 40),
     scale_scripted=(10, 100, 1000),
 )
 FULL = Size(
     trees={200: 100, 800: 200, 2000: 60},
-    released=60,
+    cooler=60,
     ablation=60,
     vllm=60,
     repeats=3,
@@ -99,10 +101,10 @@ async def _counts(engine: BenchEngine, model: Model, size: Size, figures: Figure
     figures["unsampled_pairs_ours"] = sum(arm.unsampled for arm in ours)
     if pairs := sum(arm.pairs for arm in ours):
         figures["pair_precision_ours"] = sum(arm.valid for arm in ours) / pairs
-    if size.released:
-        examples = toolworld_calls(model.renderer, size.released, 800)
-        hot = replace(model, **SAMPLED_AS_RELEASED)
-        await run_arms(engine, hot, examples, "p800_t15", figures, say, baselines=False)
+    if size.cooler:
+        examples = toolworld_calls(model.renderer, size.cooler, 800)
+        cooler = replace(model, **COOLER)
+        await run_arms(engine, cooler, examples, "p800_t08", figures, say, baselines=False)
     if size.ablation:
         examples = toolworld_calls(model.renderer, size.ablation, 800)
         for row in ablation.ROWS:

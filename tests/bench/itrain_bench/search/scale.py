@@ -39,7 +39,7 @@ class QuietStub(StubEngine):
 async def scale_scripted(trees: int) -> dict[str, float]:
     """The forest on a scripted engine: its own CPU time and memory, which a model's would hide."""
     tokens = StubTokens()
-    examples = stub_examples(tokens, trees, prompt_tokens=PROMPT_TOKENS)
+    examples = stub_examples(tokens, trees, prompt_tokens=PROMPT_TOKENS, spread=0.0)
     engine = QuietStub(tokens=tokens, examples=examples)
     language = dataclasses.replace(
         tokens.language(), cut=lambda ids: tuple(ids[n : n + 5] for n in range(0, len(ids), 5))
