@@ -42,8 +42,6 @@ QUESTION_TOKENS = 20
 """Of a judge's prompt, the words around truth and answer."""
 AS_LONG_AS_DATA = EvaluationRates(prompt_ratio=1.0, answer_ratio=1.0)
 """Where no evaluation was measured."""
-PAIR_ROWS = 2
-"""Forward rows of a pair: chosen and rejected, each with the whole context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,11 +208,16 @@ def judged_answers(stage: RolloutStage, data: DataStatistics, rates: SearchRates
 
 
 def train_work(stage: TrainStage, pairs: float, facts: Facts) -> Work:
-    """Pairs that are trained on, a pair as often as it is seen, and the tokens of their rows."""
+    """Pairs that are trained on, a pair as often as it is seen, and the tokens of their rows.
+
+    A row of a tree has its context once. How many pairs share it is not known better than the mean over all trees, and
+    those without a pair are among them: tokens of tree rows are rather fewer than predicted.
+    """
     seen = float(stage.max_steps * stage.global_batch) if stage.max_steps else stage.epochs * pairs
     rates, answer = facts.search, facts.data.answer.mean
     context = facts.data.prompt.mean * rates.prompt_ratio + rates.pair_shared_ratio * answer
-    return Work(rows=seen, trained=seen * (PAIR_ROWS * context + rates.pair_steps_ratio * answer))
+    contexts = {"separate": 2.0, "pair": 1.0, "tree": 1.0 / max(1.0, rates.pairs)}[stage.rows]
+    return Work(rows=seen, trained=seen * (contexts * context + rates.pair_steps_ratio * answer))
 
 
 def evaluate_work(stage: EvaluateStage, facts: Facts, *, points: int) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,8 +151,11 @@ def test_later_iterations_score_a_pool() -> None:
 
 
 def test_training_tokens_by_hand() -> None:
-    """A pair: twice 800 + 8 of context, 20 of steps; 10 pairs in 2 epochs."""
-    assert train_work(TrainStage(epochs=2), 10, FACTS).trained == pytest.approx(20 * (1616 + 20))
+    """A pair: 800 + 8 of context for each of its rows, 20 of steps; 10 pairs in 2 epochs. Two pairs share a tree."""
+    two = replace(FACTS, search=RATES.model_copy(update={"pairs": 2.0}))
+    for rows, contexts in (("separate", 2), ("pair", 1), ("tree", 0.5)):
+        stage = TrainStage.model_validate({"epochs": 2, "rows": rows})
+        assert train_work(stage, 10, two).trained == pytest.approx(20 * (contexts * 808 + 20))
     assert train_work(TrainStage(max_steps=3, global_batch=4), 10, FACTS).rows == 12
     assert warmup_work(WarmupStage(epochs=2), DATA).trained == pytest.approx(2 * 840_000)
 
