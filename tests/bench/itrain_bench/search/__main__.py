@@ -20,7 +20,7 @@ from rich.console import Console
 
 from itrain_bench.controller.usage import machine, peak_rss_mib
 from itrain_bench.search.arms import Model
-from itrain_bench.search.measure import FULL, QUICK, Figures, measure
+from itrain_bench.search.measure import FULL, PARTS, QUICK, Figures, measure
 from itrain_bench.search.table import show
 from itrain_bench.search.targets import judge_targets
 from itrain_pipeline.quickstart import model_path
@@ -41,6 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m itrain_bench.search", description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="also: QUICK=1")
+    parser.add_argument("--only", choices=PARTS, default=os.environ.get("ONLY") or None, help="a part; also: ONLY=…")
     parser.add_argument("--threads", type=int, default=1, help="of torch, the same for all arms")
     parser.add_argument("--temperature", type=float, default=1.5, help="of every arm")
     parser.add_argument("--no-vllm", action="store_true")
@@ -52,6 +53,9 @@ def main() -> int:
     begun = time.monotonic()
     figures: Figures = {**machine(), **versions()}
     size = QUICK if arguments.quick else FULL
+    if arguments.only:
+        size = size.part(arguments.only)
+        arguments.out = arguments.out.with_stem(f"{arguments.out.stem}-{arguments.only}")
     figures |= asyncio.run(measure(model, size, threads=arguments.threads, say=say, vllm=not arguments.no_vllm))
     figures["peak_rss_mib"] = peak_rss_mib(os.getpid())
     figures["bench_seconds"] = round(time.monotonic() - begun)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,21 @@ class Size:
     scale_model: tuple[int, ...]
     scale_scripted: tuple[int, ...]
 
+    def part(self, only: str) -> Size:
+        """One of `PARTS` alone."""
+        return replace(
+            self,
+            trees=self.trees if only == "counts" else {},
+            cooler=self.cooler if only == "counts" else 0,
+            toolace=self.toolace if only == "counts" else 0,
+            ablation=self.ablation if only == "ablation" else 0,
+            vllm=self.vllm if only == "wall" else 0,
+            scale_model=self.scale_model if only == "scale" else (),
+            scale_scripted=self.scale_scripted if only == "scale" else (),
+        )
 
+
+PARTS = ("counts", "ablation", "scale", "wall")
 QUICK = Size(
     trees={200: 10, 800: 20, 2000: 3},
     cooler=8,
@@ -96,9 +111,10 @@ async def _counts(engine: BenchEngine, model: Model, size: Size, figures: Figure
         figures[f"p{prompt}_truth_tokens"] = _mean(len(e.answer_ids) for e in examples)
         arms = await run_arms(engine, model, examples, f"p{prompt}", figures, say, baselines=True)
         ours.append(arms["ours"])
-    figures["duplicates_ours"] = sum(arm.duplicates for arm in ours)
-    figures["lost_trees_ours"] = sum(arm.lost for arm in ours)
-    figures["unsampled_pairs_ours"] = sum(arm.unsampled for arm in ours)
+    if ours:
+        figures["duplicates_ours"] = sum(arm.duplicates for arm in ours)
+        figures["lost_trees_ours"] = sum(arm.lost for arm in ours)
+        figures["unsampled_pairs_ours"] = sum(arm.unsampled for arm in ours)
     if pairs := sum(arm.pairs for arm in ours):
         figures["pair_precision_ours"] = sum(arm.valid for arm in ours) / pairs
     if size.cooler:
@@ -175,8 +191,8 @@ async def _scales(engine: BenchEngine, model: Model, size: Size, figures: Figure
         figures |= {f"scale_{trees}_{name}": value for name, value in found.items()}
         say(f"{trees} trees on a scripted engine: {found['cpu_ms_per_tree']:.1f} ms of CPU each")
     if len(size.scale_scripted) > 1:
-        # Among ten trees the first ones' warm-up shows, so the cost is compared from a hundred on.
-        few, most = size.scale_scripted[-2 if len(size.scale_scripted) == 2 else 1], size.scale_scripted[-1]
+        # Ten trees are over before the forest is warm: where there are more sizes, the second is the first compared.
+        few, most = size.scale_scripted[len(size.scale_scripted) > 2], size.scale_scripted[-1]
         cost = [float(figures[f"scale_{n}_cpu_ms_per_tree"]) for n in (few, most)]
         figures["scale_cost_ratio"] = cost[1] / cost[0]
         figures["scale_rss_growth_kib_per_tree"] = 1024 * float(figures[f"scale_{most}_rss_growth_mib"]) / most
@@ -204,7 +220,7 @@ async def _wall(model: Model, size: Size, figures: Figures, *, threads: int, say
         made = {name: getattr(first[name], what) for name in (arm, "ours")}
         if not all(made.values()):
             return None
-        of = {name: walls[name][len(walls[name]) // 2] / made[name] for name in made}
+        of = {name: statistics.median(walls[name]) / made[name] for name in made}
         return of[arm] / of["ours"]
 
     for arm in ("r0", "r1", "r2"):
