@@ -51,6 +51,8 @@ class _Seen:
     """Clock time before which there is no need to look again; infinite once everything is known."""
     pod: str = ""
     """Whose log tells the progress."""
+    idle_since: float | None = None
+    """When the Job was first seen without a ready pod after it had one."""
 
 
 class Inspector:
@@ -74,8 +76,9 @@ class Inspector:
 
     async def details(self, record: JobRecord) -> JobDetails:
         """What the Job's pods say; raises ApiError when an ended Job's pods cannot be read."""
-        state, now = record.state(), self._clock()
+        now = self._clock()
         seen = self._seen.get(record.uid)
+        state = self._settled(record.state(), seen, now)
         if seen is None or seen.state != state:
             kept = seen.details if seen is not None and state == JobState.ACTIVE else NO_DETAILS
             seen = self._seen[record.uid] = _Seen(state, details=replace(kept, reason="", message=""))
@@ -83,7 +86,20 @@ class Inspector:
                 seen.next_look = now + FIRST_LOOK_S
         if now >= seen.next_look:
             await self._look(record, seen, now)
-        return seen.details
+        return replace(seen.details, state=state)
+
+    def _settled(self, state: JobState, seen: _Seen | None, now: float) -> JobState:
+        """The Job's state, but for moments: between a pod's end and the count of it a Job looks as if it waited."""
+        if seen is None or seen.state != JobState.ACTIVE or state != JobState.PENDING:
+            if seen is not None:
+                seen.idle_since = None
+            return state
+        if seen.idle_since is None:
+            seen.idle_since = now
+        if now - seen.idle_since >= FIRST_LOOK_S:
+            return state
+        seen.next_look = min(seen.next_look, seen.idle_since + FIRST_LOOK_S)
+        return JobState.ACTIVE
 
     def wake_s(self, record: JobRecord) -> float | None:
         """Seconds until it is worth looking again although no event came; None when only an event matters."""

@@ -91,6 +91,8 @@ class JobRecord:
 class JobDetails:
     """What the pods of a Job add to it."""
 
+    state: JobState | None = None
+    """Where the Job's own status says something else for a moment; None: as the status says."""
     exit_code: int | None = None
     disrupted: bool = False
     reason: str = ""
@@ -152,7 +154,7 @@ def job_view(record: JobRecord, *, run_uid: str, ref: StageRef, details: JobDeta
     """
     former = _former(record, run_uid)
     ours = record.owner_uid == run_uid and record.ref is not None and not former
-    state, shards = record.state(), record.shards
+    state, shards = details.state or record.state(), record.shards
     failed = state == JobState.FAILED
     return JobView(
         name=record.name,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from itrain_operator.kubeapi import PODS, ExpiredError, Raw, UnavailableError, watch_event
-from itrain_operator.kubedetails import Inspector
+from itrain_operator.kubedetails import FIRST_LOOK_S, Inspector
 from itrain_operator.kubeobserve import parse_job
+from itrain_operator.observed import JobState
 from itrain_operator.podcache import LABEL_JOB_UID, PodCache, read_pod
 from itrain_operator.podwatch import PodWatch
 from itrain_operator.ratelimit import TokenBucket
@@ -227,3 +228,23 @@ def test_a_pending_job_says_why_from_the_watch() -> None:
     told = asyncio.run(watching.details(waiting))
     assert (told.reason, told.message) == ("Unschedulable", "no GPU")
     assert lists(server) == 0
+
+
+def test_a_job_whose_last_pod_just_ended_does_not_look_as_if_it_waited() -> None:
+    """Between a pod's end and the count of it there is neither a ready pod nor an ended one."""
+    now = {"s": 0.0}
+    watching = inspector(FakeCluster(FakeServer()), filled(), lambda: now["s"])
+
+    def state(second: float, **status: Any) -> Any:
+        now["s"] = second
+        return asyncio.run(watching.details(parse_job(job(**status)))).state
+
+    between = {"active": 1, "ready": 0}
+    assert state(0, **between) == JobState.PENDING
+    assert state(1, active=1, ready=1) == JobState.ACTIVE
+    assert state(9, **between) == JobState.ACTIVE
+    assert watching.wake_s(parse_job(job(**between))) == FIRST_LOOK_S
+    assert state(9 + FIRST_LOOK_S / 2, active=1, ready=1) == JobState.ACTIVE
+    assert state(20, **between) == JobState.ACTIVE
+    assert state(20 + FIRST_LOOK_S, **between) == JobState.PENDING  # it lost its node, say, and waits for another
+    assert state(30, succeeded=1, condition="Complete") == JobState.COMPLETE
