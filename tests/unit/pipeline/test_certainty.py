@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,11 +50,26 @@ def truth(of: Example) -> GroundTruth:
 
 def test_a_call_is_reached_in_any_order_and_excluded_from_its_first_wrong_fragment_on() -> None:
     assert truth(CALL).reached(ids_of("[f(b='é', a=1.0)]"))
-    for wrong in ("[f(a=1)]", "[f(a=2, b='é')]", "no call", ""):
+    for wrong in ("[f(a=1)]", "[f(a=2, b='é')]", "[f(a=1, b='é')] b='é')]", "Sure: [f(a=1, b='é')]", "no call", ""):
         assert not truth(CALL).reached(ids_of(wrong))
     assert truth(CALL).excluded(ids_of("[f(a=2,"))
     for open_yet in ("[f(b=", "[f(a=1", "Sure", ""):
         assert not truth(CALL).excluded(ids_of(open_yet))
+
+
+@pytest.mark.parametrize(
+    ("call_format", "answer"),
+    [
+        ("pythonic", "[f(a=1, b='é')]"),
+        ("hermes", '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "é"}}\n</tool_call>'),
+        ("llama", '{"name": "f", "parameters": {"a": 1, "b": "é"}}'),
+    ],
+)
+def test_a_right_answer_is_reached_in_every_format_and_words_around_it_are_not(call_format: str, answer: str) -> None:
+    asked = replace(truth(CALL), call_format=call_format)
+    assert asked.reached(ids_of(answer))
+    for worded in (f"Sure: {answer}", f"{answer} and more", answer[:-1]):
+        assert not asked.reached(ids_of(worded)), worded
 
 
 def test_a_character_of_which_bytes_are_missing_excludes_nothing() -> None:

@@ -17,7 +17,7 @@ from itrain_pipeline.toolcalls.literals import LiteralError, read_escape, read_v
 
 _NUMBER: Final = re.compile(r"[-+.\deE]+")
 _BEFORE_JSON_CALL: Final = re.compile(r"""(?=\{\s*["'](?:name|arguments|parameters)["']\s*:)""")
-_OPENER: Final[Mapping[str, str]] = {"pythonic": "[", "hermes": "<tool_call>", "llama": "{"}
+OPENERS: Final[Mapping[str, str]] = {"pythonic": "[", "hermes": "<tool_call>", "llama": "{"}
 _WORDS: Final[Mapping[Any, tuple[str, ...]]] = {
     True: ("True", "true"),
     False: ("False", "false"),
@@ -36,7 +36,7 @@ class _DiffersError(Exception):
 
 def may_become(text: str, calls: Sequence[ToolCall], call_format: str) -> bool:
     """Whether an answer that begins with `text` can make exactly these calls; True where that cannot be told."""
-    opener = _OPENER[call_format]
+    opener = OPENERS[call_format]
     start = skip_space(text, 0)
     if not text.startswith(opener, start):
         return opener.startswith(text[start:]) or not _attempts(text[start:], call_format)
@@ -56,7 +56,7 @@ def opens_call(text: str, call_format: str) -> bool:
     if call_format == "pythonic":
         return re.match(r"\[\s*[^()\[\]{}\"\n]+\(", start) is not None
     if call_format == "hermes":
-        return start.startswith(_OPENER["hermes"])
+        return start.startswith(OPENERS["hermes"])
     return re.match(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""", start) is not None
 
 
@@ -78,7 +78,7 @@ def _any_order(
     if not left:
         if closing and not text.startswith(closing, at):
             return False
-        return not any(opener in text[at + len(closing) :] for opener in _OPENER.values())  # more calls than wanted
+        return not any(opener in text[at + len(closing) :] for opener in OPENERS.values())  # more calls than wanted
     for number, call in enumerate(left):
         try:
             end = match(text, at, call)
