@@ -199,9 +199,12 @@ def _seen(ctx: policies.Context) -> dict[str, Any]:
     if view is None or not view.ours:
         return {"current": None}
     began = view.state == JobState.ACTIVE or view.state.ended
+    shown = progress(view, ctx.status.attempt_seconds)
+    known = ctx.status.current is not None and ctx.status.current.uid == view.uid
     return {
         "current": current_job(view),
-        "progress": progress(view, ctx.status.attempt_seconds),
+        # An operator that just started has not looked yet: what it had said of this Job still stands.
+        "progress": ctx.status.progress if known and shown.total == 0 else shown,
         "start_time": ctx.status.start_time or (min(ctx.now, view.started or ctx.now) if began else None),
     }
 

@@ -254,6 +254,17 @@ def test_progress_prefers_what_the_stage_reports_and_carries_its_rate_on() -> No
     assert progress(view_of(run, JobState.ACTIVE), 0).eta_seconds is None
 
 
+def test_what_was_said_of_a_job_stands_while_nothing_newer_is_known() -> None:
+    """After a restart of the operator a thousand runs must not lose their progress, and get it back, by two writes."""
+    run = drive_to(make_run(), ref("train", 1))
+    told = view_of(run, JobState.ACTIVE, progress_done=30, progress_total=120, progress_text="loss 0.4")
+    run, _ = step(run, told)
+    assert run.status.progress_text == "25% loss 0.4"
+    restarted, planned = step(run, view_of(run, JobState.ACTIVE))
+    assert restarted.status.progress == run.status.progress
+    assert planned.status == run.status
+
+
 @pytest.mark.parametrize(
     ("shown", "phase", "text"),
     [
