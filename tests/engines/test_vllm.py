@@ -16,11 +16,11 @@ from itrain_pipeline.ports import SamplingParams
 PRELOAD = os.environ.get("LD_PRELOAD")
 """Of this process, before any engine was opened in it."""
 
+pytestmark = pytest.mark.parametrize("shelf", ["vllm"], indirect=True)
+
 
 @pytest.fixture
 def vllm(shelf: Any) -> Any:
-    if shelf.kind != "vllm":
-        pytest.skip("of vLLM alone")
     return shelf
 
 
