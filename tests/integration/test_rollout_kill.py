@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def write_run(folder: Path, storage: Path, in_flight: int) -> tuple[StageInput, 
         "maxAnswerTokens": 64,
         "certainty": "none",
         "pairsPerNode": 2,
-        "temperature": 0.8,
+        "temperature": 1.3,
         "maxOverlap": 1.0,
         "shards": 1,
     }
@@ -73,6 +74,11 @@ def parts(made: StageInput) -> list[Path]:
     return sorted(Path(made.work_prefix.removeprefix("file://")).glob("shard-0/trees/part-*.jsonl"))
 
 
+def journal(made: StageInput) -> list[Any]:
+    """What was put into the work area, in the order in which it was."""
+    return [json.loads(line) for part in parts(made) for line in part.read_text().splitlines()]
+
+
 def outputs(made: StageInput) -> tuple[dict[str, str], StageResult]:
     """sha256 by output name, from the result that was written last."""
     result = StageResult.model_validate_json(
@@ -104,18 +110,18 @@ def test_a_killed_rollout_resumes_to_the_same_pairs(tmp_path: Path, in_flight: i
         process.kill()
         assert process.wait() == -9
         finished_before.append(len(parts(killed)))
-    rows = [json.loads(line) for part in parts(killed) for line in part.read_text().splitlines()]
+    rows = journal(killed)
     assert start(path, tmp_path / "cache").wait(PATIENCE_S) == 0
 
     (wanted, uninterrupted), (found, resumed) = outputs(whole), outputs(killed)
     assert found["pairs.jsonl"] == wanted["pairs.jsonl"]
     assert uninterrupted.counters["nodes"] > 3 * ROWS
     assert resumed.counters["trees"] == uninterrupted.counters["trees"] == ROWS
-    assert resumed.counters["pairs"] == uninterrupted.counters["pairs"]
+    assert resumed.counters["pairs"] == uninterrupted.counters["pairs"] > 0
     assert resumed.counters["duplicate_requests"] == resumed.counters["lost_trees"] == 0
     # What was finished before a kill was not searched again: every sample stands in the journal once.
     assert len(rows) >= max(finished_before)
-    searched = [json.loads(line)["record"]["sample_id"] for part in parts(killed) for line in part.open()]
+    searched = [row["record"]["sample_id"] for row in journal(killed)]
     assert len(searched) == len(set(searched)) == ROWS
     if in_flight == 1:
         assert found == wanted
