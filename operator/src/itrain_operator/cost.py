@@ -7,35 +7,14 @@ order in which trees end, are not in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from itrain_contract import bfcl
 from itrain_contract.measurements import DataStatistics, EvaluationRates, RunStatistics, SearchRates
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef, stage_sequence
 from itrain_contract.stagespec import EvaluateStage, RolloutStage, ScoreStage, TrainStage, WarmupStage
 
-BFCL_ITEMS = {
-    "simple_python": 400,
-    "simple_java": 100,
-    "simple_javascript": 50,
-    "multiple": 200,
-    "parallel": 200,
-    "parallel_multiple": 200,
-    "irrelevance": 240,
-    "live_simple": 258,
-    "live_multiple": 1053,
-    "live_parallel": 16,
-    "live_parallel_multiple": 24,
-    "live_irrelevance": 884,
-    "live_relevance": 16,
-}
-"""Questions of the pinned bfcl-eval; a test holds them against the package."""
-COLLECTIONS = {
-    "non_live": [name for name in BFCL_ITEMS if not name.startswith("live_")],
-    "live": [name for name in BFCL_ITEMS if name.startswith("live_")],
-    "single_turn": list(BFCL_ITEMS),
-}
 RUBRIC_TOKENS = 130
 """Of a judge's prompt, what all trees share: always known after the first."""
 QUESTION_TOKENS = 20
@@ -239,11 +218,6 @@ def questions(stage: EvaluateStage, data: DataStatistics) -> int:
     """Of the dev set all, of each BFCL category the first `limit`."""
     count = data.dev if "dev" in stage.benchmarks else 0
     if "bfcl" in stage.benchmarks:
-        wanted = _categories(stage.categories or ["single_turn"])
-        count += sum(min(BFCL_ITEMS[name], stage.limit or BFCL_ITEMS[name]) for name in wanted)
+        counts = [bfcl.ITEMS[name] for name in bfcl.opened(stage.categories)]
+        count += sum(min(items, stage.limit or items) for items in counts)
     return count
-
-
-def _categories(names: Sequence[str]) -> list[str]:
-    opened = [one for name in names for one in COLLECTIONS.get(name, [name])]
-    return [name for name in BFCL_ITEMS if name in opened]

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from itrain_pipeline.evals.bfcl_data import CATEGORIES
+from itrain_contract.bfcl import CATEGORIES
 from itrain_pipeline.evals.report_data import (
     Perplexities,
     PointResult,

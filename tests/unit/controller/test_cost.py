@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from itrain_contract.bfcl import ITEMS
 from itrain_contract.measurements import (
     DataStatistics,
     DecodeRate,
@@ -20,7 +21,6 @@ from itrain_contract.measurements import (
 from itrain_contract.stages import StageKind, StageRef
 from itrain_contract.stagespec import EvaluateStage, RolloutStage, ScoreStage, TrainStage, WarmupStage
 from itrain_operator.cost import (
-    BFCL_ITEMS,
     Facts,
     Work,
     evaluate_work,
@@ -163,14 +163,14 @@ def test_training_tokens_by_hand() -> None:
 def test_questions_are_the_dev_set_and_the_first_of_each_category() -> None:
     stage = EvaluateStage(categories=["simple_python", "live_parallel"], limit=20)
     assert questions(stage, DATA) == 50 + 20 + 16
-    assert questions(EvaluateStage(benchmarks=["bfcl"]), DATA) == sum(BFCL_ITEMS.values())
+    assert questions(EvaluateStage(benchmarks=["bfcl"]), DATA) == sum(ITEMS.values())
     assert evaluate_work(stage, FACTS, points=2).requests == 2 * 86
 
 
 def test_the_benchmarks_sizes_are_those_of_the_package() -> None:
     from itrain_pipeline.data.sources import bfcl_data_folder
 
-    for name, count in BFCL_ITEMS.items():
+    for name, count in ITEMS.items():
         (file,) = bfcl_data_folder().glob(f"BFCL_v[0-9]_{name}.json")
         assert len([line for line in file.read_text().splitlines() if line.strip()]) == count, name
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from itrain_contract.bfcl import CATEGORIES
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.evals.bfcl import judge, load_items
-from itrain_pipeline.evals.bfcl_data import CATEGORIES, GOLD_DEFECTS, BfclItem, accepts, source_text, standardize
+from itrain_pipeline.evals.bfcl_data import GOLD_DEFECTS, BfclItem, accepts, source_text, standardize
 from itrain_pipeline.evals.errors import ErrorClass
 from itrain_pipeline.records import ToolCall
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from itrain_contract.bfcl import CATEGORIES
 from itrain_contract.names import TERMINATION_MESSAGE_LIMIT_BYTES
 from itrain_contract.stageio import StageResult, TerminationSummary
 from itrain_contract.stages import StageKind
 from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.errors import ConfigError, DataError, Interrupted
 from itrain_pipeline.evals.bfcl import load_items
-from itrain_pipeline.evals.bfcl_data import CATEGORIES
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.evals.errors import ErrorClass
 from itrain_pipeline.evals.questions import bfcl_questions, dev_questions, judge_dev, predict

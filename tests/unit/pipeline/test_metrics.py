@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from itrain_pipeline.evals.bfcl_data import CATEGORIES
+from itrain_contract.bfcl import CATEGORIES, ITEMS
 from itrain_pipeline.evals.metrics import (
     Rate,
     Score,
@@ -24,21 +24,7 @@ from itrain_pipeline.evals.metrics import (
 )
 from itrain_pipeline.records import Prediction
 
-FULL = {
-    "simple_python": 400,
-    "simple_java": 100,
-    "simple_javascript": 50,
-    "multiple": 200,
-    "parallel": 200,
-    "parallel_multiple": 200,
-    "irrelevance": 240,
-    "live_simple": 258,
-    "live_multiple": 1053,
-    "live_parallel": 16,
-    "live_parallel_multiple": 24,
-    "live_irrelevance": 884,
-    "live_relevance": 16,
-}
+FULL = dict(ITEMS)
 
 
 def test_a_rate_has_the_binomial_standard_error() -> None:

@@ -8,31 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from itrain_contract.bfcl import CATEGORIES, COLLECTIONS, opened
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.evals.errors import ErrorClass, GoldCall, GoldParameter, equal_values, parameter_names
 from itrain_pipeline.records import Message, ToolCall
 
 Language = Literal["python", "java", "javascript"]
-
-NON_LIVE = (
-    "simple_python",
-    "simple_java",
-    "simple_javascript",
-    "multiple",
-    "parallel",
-    "parallel_multiple",
-    "irrelevance",
-)
-LIVE = (
-    "live_simple",
-    "live_multiple",
-    "live_parallel",
-    "live_parallel_multiple",
-    "live_irrelevance",
-    "live_relevance",
-)
-CATEGORIES = (*NON_LIVE, *LIVE)
-COLLECTIONS: Mapping[str, tuple[str, ...]] = {"non_live": NON_LIVE, "live": LIVE, "single_turn": CATEGORIES}
 
 GOLD_DEFECTS = frozenset(
     {
@@ -68,13 +49,11 @@ def select_categories(requested: Sequence[str]) -> tuple[str, ...]:
 
     Raises ConfigError for a name that is no single-turn category.
     """
-    wanted: set[str] = set()
-    for name in requested or ("single_turn",):
+    for name in requested:
         if name not in COLLECTIONS and name not in CATEGORIES:
             allowed = ", ".join((*COLLECTIONS, *CATEGORIES))
             raise ConfigError(f"stages.evaluate.categories: no single-turn BFCL category {name!r}; allowed: {allowed}")
-        wanted.update(COLLECTIONS.get(name, (name,)))
-    return tuple(category for category in CATEGORIES if category in wanted)
+    return opened(requested)
 
 
 def language(category: str) -> Language:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from itrain_pipeline.evals.bfcl_data import CATEGORIES
+from itrain_contract.bfcl import CATEGORIES
 from itrain_pipeline.evals.errors import PAPER_SHARES, ErrorClass
 from itrain_pipeline.evals.metrics import Rate, Score, always_refuse, bfcl_v3, bfcl_v4, count_errors, count_rates
 from itrain_pipeline.evals.report_data import ReportData

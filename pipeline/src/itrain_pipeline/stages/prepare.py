@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from itrain_contract.bfcl import CATEGORIES
 from itrain_contract.spec import DataSource, DataSpec, ModelSpec, ResumeFrom
 from itrain_contract.stageio import StageInput
 from itrain_contract.stagespec import PrepareStage
@@ -24,7 +25,6 @@ from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.sources import FetchSnapshot, bfcl_data_folder, read_file, read_rows
 from itrain_pipeline.data.splits import split_dev
 from itrain_pipeline.errors import DataError
-from itrain_pipeline.evals.bfcl_data import CATEGORIES
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.files import write_atomic
 from itrain_pipeline.ports import Ports, SourceAccess, StageOutput, folder_outputs
