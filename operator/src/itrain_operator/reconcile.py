@@ -135,9 +135,10 @@ class Reconciler:
             fresh = await self._refresh(record)
             if fresh is None:
                 return None
-            record, run = fresh, self._read(fresh)
-            observed, made = await self._plan(run)
-            ensured = _ensured(made)
+            if fresh is not record:
+                record, run = fresh, self._read(fresh)
+                observed, made = await self._plan(run)
+                ensured = _ensured(made)
         for action in made.actions:
             if isinstance(action, DeleteJob):
                 await self._children.delete(run, action)
