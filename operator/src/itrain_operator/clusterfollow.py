@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from itrain_operator.clusteraccess import Access, explain
 from itrain_operator.clusterruns import ClusterRun, read_run
-from itrain_operator.kubeapi import RUNS, ApiError, ExpiredError, NotFoundError, RefusedError, watch_event
+from itrain_operator.kubeapi import RUNS, ApiError, ExpiredError, NotFoundError, RefusedError, watch
 
 WATCH_S = 45
 """A watch is asked to end after this long; the next one starts from a fresh read."""
@@ -76,16 +76,17 @@ async def follow(access: Access, name: str) -> AsyncGenerator[Seen]:
 
 async def _watch(access: Access, name: str, version: str) -> AsyncGenerator[ClusterRun | None]:
     """Changes after `version`; None for the deletion. Ends when the server ends it; raises ApiError."""
-    query = [
-        ("watch", "true"),
-        ("fieldSelector", f"metadata.name={name}"),
-        ("resourceVersion", version),
-        ("timeoutSeconds", str(WATCH_S)),
-    ]
-    path = RUNS.path(access.namespace)
-    async with aclosing(access.cluster.lines(path, query=query, silence_s=SILENCE_S)) as lines:
-        async for line in lines:
-            kind, raw = watch_event(line)
+    changes = watch(
+        access.cluster,
+        RUNS,
+        access.namespace,
+        version=version,
+        silence_s=SILENCE_S,
+        fieldSelector=f"metadata.name={name}",
+        timeoutSeconds=str(WATCH_S),
+    )
+    async with aclosing(changes) as events:
+        async for kind, raw in events:
             if kind == "DELETED":
                 yield None
                 return

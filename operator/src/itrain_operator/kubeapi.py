@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -163,6 +164,13 @@ class Page:
     """Asks for the page after this one; empty at the end."""
 
 
+class Streams(Protocol):
+    """Answers without end."""
+
+    def lines(self, path: str, *, query: Sequence[tuple[str, str]], silence_s: float) -> AsyncGenerator[str]:
+        """The lines of an answer; raises ApiError, also after a long silence."""
+
+
 class Cluster(Protocol):
     """Requests to one API server. Every method raises ApiError; an effect may have happened all the same."""
 
@@ -206,6 +214,21 @@ async def pages(
         next_page = page.next
         if not next_page:
             return
+
+
+async def watch(
+    cluster: Streams, resource: Resource, namespace: str, *, version: str, silence_s: float, **selectors: str
+) -> AsyncGenerator[tuple[str, Raw]]:
+    """Kind and object of every change after `version`, bookmarks too, until the server ends the watch.
+
+    `selectors` are query parameters (`labelSelector`, `fieldSelector`, `timeoutSeconds`). Close it (`aclosing`).
+    Raises ApiError; ExpiredError when `version` is too old to go on from.
+    """
+    query = [("watch", "1"), ("allowWatchBookmarks", "true"), ("resourceVersion", version), *selectors.items()]
+    asked = [(name, value) for name, value in query if value]
+    async with aclosing(cluster.lines(resource.path(namespace), query=asked, silence_s=silence_s)) as lines:
+        async for line in lines:
+            yield watch_event(line)
 
 
 def watch_event(line: str) -> tuple[str, Raw]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from itrain_contract.names import ExitCode
+from itrain_operator.backoff import delay_s
 
 FAIL_JOB = (ExitCode.CONFIG, ExitCode.DATA)
 
@@ -68,7 +69,7 @@ def ready_at(ended: tuple[Ended, ...], limits: JobLimits) -> float:
     if not count:
         return 0.0
     last = max(e.finished for e in ended if e.code != ExitCode.DONE and not e.disrupted)
-    return last + float(min(limits.max_backoff_s, limits.backoff_s * 2.0 ** min(count - 1, 30)))
+    return last + delay_s(count, first_s=limits.backoff_s, most_s=limits.max_backoff_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

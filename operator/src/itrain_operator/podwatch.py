@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
 from itrain_contract.names import LABEL_RUN
-from itrain_operator.kubeapi import PODS, ApiError, Cluster, ExpiredError, pages, watch_event
+from itrain_operator.backoff import delay_s
+from itrain_operator.kubeapi import PODS, ApiError, Cluster, ExpiredError, Streams, pages, watch
 from itrain_operator.podcache import PodCache, read_pod
 
 log = logging.getLogger(__name__)
@@ -23,17 +23,14 @@ pending pod's reason is a minute old."""
 AGAIN_S, AGAIN_MAX_S = 1.0, 60.0
 
 
-class Streams(Cluster, Protocol):
+class Watched(Cluster, Streams, Protocol):
     """A cluster that can be watched."""
-
-    def lines(self, path: str, *, query: Sequence[tuple[str, str]], silence_s: float) -> AsyncGenerator[str]:
-        """The lines of an answer without end; raises ApiError, also after a long silence."""
 
 
 class PodWatch:
     """One namespace's, or of all of them (""). While it is broken the cache says that it knows nothing."""
 
-    def __init__(self, cluster: Streams, cache: PodCache, namespace: str) -> None:
+    def __init__(self, cluster: Watched, cache: PodCache, namespace: str) -> None:
         self._cluster = cluster
         self._cache = cache
         self._namespace = namespace
@@ -50,8 +47,8 @@ class PodWatch:
             except ExpiredError:
                 log.info("the watch of pods is too far behind; they are listed again")
             except ApiError as error:
-                delay = min(AGAIN_MAX_S, AGAIN_S * 2.0 ** min(failures, 10))
                 failures += 1
+                delay = delay_s(failures, first_s=AGAIN_S, most_s=AGAIN_MAX_S)
                 log.warning(
                     "pods cannot be watched and are asked for one Job at a time; again in %.0f s: %s", delay, error
                 )
@@ -70,17 +67,17 @@ class PodWatch:
 
     async def _follow(self, version: str) -> str:
         """Until the server ends the watch; the version that the next one starts from."""
-        query = [
-            ("watch", "1"),
-            ("allowWatchBookmarks", "true"),
-            ("labelSelector", LABEL_RUN),
-            ("resourceVersion", version),
-            ("timeoutSeconds", str(WATCH_S)),
-        ]
-        path = PODS.path(self._namespace)
-        async with aclosing(self._cluster.lines(path, query=query, silence_s=SILENCE_S)) as lines:
-            async for line in lines:
-                kind, raw = watch_event(line)
+        changes = watch(
+            self._cluster,
+            PODS,
+            self._namespace,
+            version=version,
+            silence_s=SILENCE_S,
+            labelSelector=LABEL_RUN,
+            timeoutSeconds=str(WATCH_S),
+        )
+        async with aclosing(changes) as events:
+            async for kind, raw in events:
                 version = raw["metadata"]["resourceVersion"]
                 if kind == "DELETED":
                     self._cache.remove(self._namespace, raw)

@@ -14,6 +14,7 @@ from itrain_contract.names import ExitCode, Phase, Reason
 from itrain_contract.stages import StageRef, stage_spec
 from itrain_contract.stagespec import ShardedStage, Stage
 from itrain_contract.status import ITrainRunStatus
+from itrain_operator.backoff import delay_s
 from itrain_operator.observed import JobState, JobView, Refusal, Run
 
 CLEANUP_LIMIT = timedelta(minutes=10)
@@ -317,7 +318,7 @@ def failure_text(ctx: Context, view: JobView) -> str:
 def backoff(stage: Stage, failures: int) -> timedelta:
     """backoff · 2^(failures − 1), at most the maximum."""
     retry = stage.retry
-    return timedelta(seconds=min(retry.max_backoff_seconds, retry.backoff_seconds * 2 ** min(failures - 1, 30)))
+    return timedelta(seconds=delay_s(failures, first_s=retry.backoff_seconds, most_s=retry.max_backoff_seconds))
 
 
 def _retry_or_fail(ctx: Context, exhausted: Reason, text: str) -> Verdict:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from itrain_contract.names import LABEL_RUN
+from itrain_operator.backoff import delay_s
 from itrain_operator.cache import Cache, RunKey
 from itrain_operator.health import Vitals
 from itrain_operator.kubeapi import JOBS, RUNS, ApiError, Cluster, pages
@@ -51,7 +52,7 @@ class Resync:
                 await self.once()
             except ApiError as error:
                 failures += 1
-                delay = min(AGAIN_MAX_S, AGAIN_S * 2.0 ** min(failures - 1, 10))
+                delay = delay_s(failures, first_s=AGAIN_S, most_s=AGAIN_MAX_S)
                 log.warning("the list of runs and Jobs failed, again in %.0f s: %s", delay, error)
             else:
                 failures = 0

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from itrain_operator.backoff import delay_s
 from itrain_operator.kubeapi import ThrottledError
 from itrain_operator.ratelimit import TokenBucket
 
@@ -80,7 +81,7 @@ class WorkQueue(Generic[K]):
     def failed(self, key: K, now: float, at_least_s: float = 0.0) -> float:
         """The key failed and comes up again after its back-off, which is returned."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = max(at_least_s, min(self._max_backoff_s, self._backoff_s * 2.0 ** min(count - 1, 30)))
+        delay = max(at_least_s, delay_s(count, first_s=self._backoff_s, most_s=self._max_backoff_s))
         self._not_before[key] = now + delay
         self._due[key] = now + delay
         self._release(key)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import aclosing
 
 from itrain_operator.kube import KubeCluster
-from itrain_operator.kubeapi import Raw, Resource, pages
+from itrain_operator.kubeapi import Raw, Resource, pages, watch
 
 SILENCE_S = 300.0
 """Bookmarks come every minute: a watch that says nothing for so long is dead, and the measurement with it."""
@@ -26,13 +25,9 @@ async def follow(
         for raw in page.items:
             see(raw, False, clock())
     while True:
-        asked = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": version, "labelSelector": labels}
-        query = [(name, value) for name, value in asked.items() if value]
-        async with aclosing(cluster.lines(resource.path(namespace), query=query, silence_s=SILENCE_S)) as lines:
-            async for line in lines:
-                at, event = clock(), json.loads(line)
-                if event["type"] == "ERROR":
-                    raise RuntimeError(f"the watch of {resource.plural} broke: {event['object'].get('message')}")
-                version = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    see(event["object"], event["type"] == "DELETED", at)
+        changes = watch(cluster, resource, namespace, version=version, silence_s=SILENCE_S, labelSelector=labels)
+        async with aclosing(changes) as events:
+            async for kind, raw in events:
+                at, version = clock(), raw["metadata"]["resourceVersion"]
+                if kind != "BOOKMARK":
+                    see(raw, kind == "DELETED", at)
