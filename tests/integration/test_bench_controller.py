@@ -10,7 +10,8 @@ import pytest
 
 from itrain_bench.controller.audit import AuditTail
 from itrain_bench.controller.ledger import Ledger, percentile
-from itrain_bench.controller.measure import Scale, measure
+from itrain_bench.controller.load import Scale
+from itrain_bench.controller.measure import measure
 from itrain_bench.controller.statusbytes import largest_status
 from itrain_contract.status import STATUS_LIMIT_BYTES, size_bytes
 from itrain_operator.kubeapi import Raw
@@ -75,10 +76,12 @@ def test_the_largest_status_of_a_run_with_many_shards_is_within_its_budget() -> 
 def test_a_few_runs_are_measured_on_a_control_plane(tmp_path: Path) -> None:
     if reason := binaries.missing():
         sessions.unavailable(reason)
-    figures = asyncio.run(measure(Scale(runs=3, seconds=5.0), tmp_path / "bench", lambda text: None))
+    figures = asyncio.run(measure(Scale(runs=3, seconds=5.0, floor=True), tmp_path / "bench", lambda text: None))
     assert figures["transitions"] > 0
     assert figures["transitions_without_successor"] == figures["reconciles_failed"] == 0
     assert 0 < figures["transition_p50_s"] <= figures["transition_p99_s"] < 30
     assert figures["writes_per_transition"] > 0
     assert figures["rss_mib"] > 10
     assert 0 < figures["cores_operator"] < 2
+    assert figures["floor_children_per_s"] > 0
+    assert 0 < figures["floor_transition_p50_s"] <= figures["floor_transition_p99_s"] < 30

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from itrain_bench.controller import statusbytes
-from itrain_bench.controller.measure import Figures, Scale, measure
+from itrain_bench.controller.load import Figures, Scale
+from itrain_bench.controller.measure import measure
 from itrain_bench.controller.usage import machine
 from itrain_bench.controller.world import CONTROLLER_FLAGS
 from itrain_operator.settings import OperatorSettings
@@ -29,7 +30,7 @@ OUT = ROOT / "build/bench/operator.json"
 FULL = (
     Scale(runs=10, seconds=60),
     Scale(runs=100, seconds=90, passes=10_000),
-    Scale(runs=1000, seconds=120, calm_s=60, restart=True),
+    Scale(runs=1000, seconds=120, calm_s=60, restart=True, floor=True),
 )
 QUICK = (Scale(runs=100, seconds=45, restart=True),)
 

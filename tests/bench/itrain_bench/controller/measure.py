@@ -5,20 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from random import Random
 
-from itrain_bench.controller.ledger import percentile
+from itrain_bench.controller.floor import measure_floor
+from itrain_bench.controller.load import SETTLE_S, Figures, Say, Scale, arriving, closed, filled, times
 from itrain_bench.controller.population import CHILDREN
 from itrain_bench.controller.usage import peak_rss_mib, rss_mib
 from itrain_bench.controller.world import World, open_world
 
-FILL_TIMEOUT_S = 600.0
-OPEN_TIMEOUT_S = 60.0
-SETTLE_S = 5.0
 SAMPLE_S = 1.0
 RESTART_TIMEOUT_S = 90.0
 LAST_WORD_S = 0.5
@@ -34,28 +29,6 @@ CALM = (
     "cores_others",
 )
 """The figures of a calm window that are told."""
-
-Say = Callable[[str], None]
-Figures = dict[str, float | int | str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
-    """`passes` more than 0: go on until the operator has made so many. `seconds` are those of the window.
-
-    `calm_s` more than 0: another window, so long, at half the rate. Where the first is more than the machine can do,
-    its times are those of a queue; the second one's are the operator's.
-    """
-
-    runs: int
-    seconds: float
-    rate: float = 10.0
-    """Children that finish per second, in the mean (Poisson)."""
-    passes: int = 0
-    longest_s: float = 600.0
-    calm_s: float = 0.0
-    restart: bool = False
-    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -79,12 +52,12 @@ async def measure(scale: Scale, folder: Path, say: Say) -> Figures:
     async with open_world(folder) as world:
         began = world.clock()
         await world.population.fill(scale.runs)
-        await _filled(world, scale.runs)
+        await filled(world, scale.runs)
         figures: Figures = {"filled_s": round(world.clock() - began, 1)}
         say(f"{scale.runs} runs have a running child after {figures['filled_s']} s")
         async with arriving(world, scale.rate, scale.seed):
             figures |= await _window(world, scale, say)
-        await _closed(world, world.clock())
+        await closed(world, world.clock())
         calm = replace(scale, rate=scale.rate / 2, seconds=scale.calm_s, passes=0)
         async with arriving(world, calm.rate, scale.seed + 1):
             if scale.calm_s:
@@ -94,38 +67,11 @@ async def measure(scale: Scale, folder: Path, say: Say) -> Figures:
                 figures |= await _restart(world, "restart", say)
                 await world.pause(SETTLE_S)
                 figures |= await _restart(world, "failover", say)
-        return figures
-
-
-@asynccontextmanager
-async def arriving(world: World, rate: float, seed: int) -> AsyncIterator[None]:
-    """Children finish meanwhile; it begins a while before."""
-    arrivals = asyncio.create_task(arrive(world, rate, Random(seed)))
-    try:
-        await world.pause(SETTLE_S)
-        yield
-    finally:
-        arrivals.cancel()
-        await asyncio.gather(arrivals, return_exceptions=True)
-
-
-async def arrive(world: World, rate: float, rng: Random) -> None:
-    """End running pods, a Poisson process; where none runs, the next one to run is ended."""
-    due = world.clock()
-    while True:
-        due = max(due + rng.expovariate(rate), world.clock() - 1.0)
-        await asyncio.sleep(max(0.0, due - world.clock()))
-        await world.node.end_one(rng)
-
-
-async def _filled(world: World, runs: int) -> None:
-    deadline = world.clock() + FILL_TIMEOUT_S
-    while world.node.running < runs:
-        await world.pause(0.2)
-        if world.clock() > deadline:
-            raise RuntimeError(
-                f"only {world.node.running} of {runs} runs have a running child; see {world.operator.log}"
-            )
+        template = world.template
+    if scale.floor and template is not None:
+        floor = await measure_floor(scale, folder.with_name(f"{folder.name}-floor"), template, say)
+        figures |= {f"floor_{name}": value for name, value in floor.items()}
+    return figures
 
 
 async def _window(world: World, scale: Scale, say: Say) -> Figures:
@@ -141,11 +87,11 @@ async def _window(world: World, scale: Scale, say: Say) -> Figures:
         await world.pause(SAMPLE_S)
     after, requests = world.cpu(), world.audit.read()
     window.until = after.at
-    await _closed(world, window.until)
+    await closed(world, window.until)
     made = world.ledger.made_between(window.since, window.until)
     spent = {name: after.by_name[name] - before.by_name[name] for name in after.by_name}
     seconds = window.until - window.since
-    figures = _times(world, window)
+    figures = times(world, window.since, window.until)
     figures |= {
         "window_s": round(seconds, 1),
         "children_made": made,
@@ -184,26 +130,6 @@ def _passes(metrics: dict[str, float]) -> float:
 
 def _failed(metrics: dict[str, float]) -> float:
     return sum(n for name, n in metrics.items() if name.startswith("itrain_reconcile_errors_total"))
-
-
-async def _closed(world: World, until: float) -> None:
-    """Wait for the successors of all children that finished before."""
-    deadline = world.clock() + OPEN_TIMEOUT_S
-    while any(t.finished < until for t in world.ledger.waiting()) and world.clock() < deadline:
-        await world.pause(0.1)
-
-
-def _times(world: World, window: Window) -> Figures:
-    seconds = [t.seconds for t in world.ledger.between(window.since, window.until)]
-    lags = [lag for at, lag in world.lags if window.since <= at < window.until]
-    return {
-        "transitions": len(seconds),
-        "transitions_without_successor": sum(1 for s in seconds if math.isinf(s)),
-        "transition_p50_s": round(percentile(seconds, 0.5), 3),
-        "transition_p99_s": round(percentile(seconds, 0.99), 3),
-        "transition_max_s": round(max(seconds, default=math.nan), 3),
-        "bench_lag_p99_s": round(percentile(lags, 0.99), 3),
-    }
 
 
 def _memory(world: World, window: Window) -> Figures:

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from itrain_bench.controller.audit import AuditTail, build_policy
 from itrain_bench.controller.ledger import Ledger
 from itrain_bench.controller.node import BenchNode
 from itrain_bench.controller.population import Population
 from itrain_bench.controller.usage import cpu_s, machine_cpu_s
-from itrain_bench.controller.watching import follow
+from itrain_bench.controller.watching import See, follow
 from itrain_contract.names import LABEL_RUN
 from itrain_operator.app import ENV_POD_UID
 from itrain_operator.kube import KubeCluster, load_configuration
@@ -48,6 +48,15 @@ class Cpu:
     by_name: dict[str, float]
 
 
+class Maker(Protocol):
+    """Who makes the Jobs' successors, or has them made."""
+
+    failure: BaseException | None
+
+    @property
+    def see(self) -> See: ...
+
+
 class World:
     """Everything of one measurement; `open_world` starts it."""
 
@@ -61,6 +70,9 @@ class World:
         self.ledger = Ledger()
         self.node = BenchNode(cluster, control_plane.folder / "node", clock=self.clock)
         self.population = Population(cluster, NAMESPACE)
+        self._maker: Maker = self.population
+        self.template: Raw | None = None
+        """A Job as it was first seen."""
         self.audit = AuditTail(control_plane.audit_file)
         self.renewals: list[float] = []
         """When the watch showed the Lease taken or renewed."""
@@ -91,6 +103,10 @@ class World:
         )
         self._tasks = [asyncio.create_task(work) for work in (*watches, self.node.beat(), self._measure_lag())]
 
+    def watch_jobs(self, maker: Maker) -> None:
+        """Tell `maker` of Jobs instead of the population."""
+        self._maker = maker
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -99,7 +115,7 @@ class World:
     def check(self) -> None:
         """Raises what a part of the bench died of: its figures would be worth nothing."""
         ended = [task.exception() for task in self._tasks if task.done() and not task.cancelled()]
-        for failure in (*ended, self.node.failure, self.population.failure):
+        for failure in (*ended, self.node.failure, self._maker.failure):
             if failure is not None:
                 raise failure
 
@@ -123,7 +139,8 @@ class World:
     def _see_job(self, job: Raw, deleted: bool, at: float) -> None:
         if not deleted:
             self.ledger.see(job, at)
-        self.population.see(job, deleted, at)
+            self.template = self.template or job
+        self._maker.see(job, deleted, at)
 
     def _see_lease(self, lease: Raw, deleted: bool, at: float) -> None:
         if not deleted and lease["spec"].get("holderIdentity"):
@@ -137,8 +154,11 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
-    """A control plane and an operator of this measurement's own; `settings` are the operator's, over the defaults."""
+async def open_world(folder: Path, *, operator: bool = True, **settings: Any) -> AsyncIterator[World]:
+    """A control plane and an operator of this measurement's own; `settings` are the operator's, over the defaults.
+
+    Without `operator` the process is not started.
+    """
     folder.mkdir(parents=True)
     policy = folder / "audit-policy.json"
     policy.write_text(json.dumps(build_policy(USER)))
@@ -163,7 +183,8 @@ async def open_world(folder: Path, **settings: Any) -> AsyncIterator[World]:
         stack.push_async_callback(world.stop)
         world.start()
         stack.callback(lambda: world.operator.stop())
-        world.operator.start()
+        if operator:
+            world.operator.start()
         yield world
 
 
