@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -30,22 +32,34 @@ class Watched(Cluster, Streams, Protocol):
 class PodWatch:
     """One namespace's, or of all of them (""). While it is broken the cache says that it knows nothing."""
 
-    def __init__(self, cluster: Watched, cache: PodCache, namespace: str) -> None:
+    def __init__(
+        self,
+        cluster: Watched,
+        cache: PodCache,
+        namespace: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._cluster = cluster
         self._cache = cache
         self._namespace = namespace
+        self._clock, self._sleep = clock, sleep
 
     async def run(self) -> None:
         """For ever."""
         failures = 0
         while True:
+            began = self._clock()
             try:
                 version = await self._list()
                 while True:
                     version = await self._follow(version)
                     failures = 0
+                    began = await self._paced(began)
             except ExpiredError:
                 log.info("the watch of pods is too far behind; they are listed again")
+                await self._paced(began)
             except ApiError as error:
                 failures += 1
                 delay = delay_s(failures, first_s=AGAIN_S, most_s=AGAIN_MAX_S)
@@ -53,7 +67,12 @@ class PodWatch:
                     "pods cannot be watched and are asked for one Job at a time; again in %.0f s: %s", delay, error
                 )
                 self._cache.doubt(self._namespace)
-                await asyncio.sleep(delay)
+                await self._sleep(delay)
+
+    async def _paced(self, began: float) -> float:
+        """A server that ends every watch at once is asked once in AGAIN_S; the moment at which it may be."""
+        await self._sleep(max(0.0, began + AGAIN_S - self._clock()))
+        return self._clock()
 
     async def _list(self) -> str:
         """The version of the list."""

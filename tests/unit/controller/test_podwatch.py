@@ -117,12 +117,17 @@ def bookmark(version: str) -> Raw:
     return event("BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": version}})
 
 
-def watched(script: Script) -> PodCache:
-    """What is known once everything of the script was told."""
+def watched(script: Script, slept: list[float] | None = None) -> PodCache:
+    """What is known once everything of the script was told; `slept` takes the pauses, on a clock that stands still."""
     cache = PodCache()
+    pauses = [] if slept is None else slept
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
 
     async def go() -> None:
-        watching = asyncio.create_task(PodWatch(script, cache, "").run())  # type: ignore[arg-type]
+        watch = PodWatch(script, cache, "", clock=lambda: 50.0, sleep=sleep)  # type: ignore[arg-type]
+        watching = asyncio.create_task(watch.run())
         await asyncio.wait_for(script.done.wait(), 10)
         watching.cancel()
 
@@ -151,6 +156,14 @@ def test_a_watch_too_far_behind_starts_from_a_new_list(problem: Raw | Exception)
     script = Script([pod("a")], [event("DELETED", pod("a")), problem])
     assert names(watched(script)) == ["a"]
     assert script.lists == 2
+
+
+def test_a_server_that_ends_every_watch_at_once_is_not_asked_in_a_tight_loop() -> None:
+    slept: list[float] = []
+    script = Script([pod("a")], [], [], [event("ERROR", GONE)], [UnavailableError("cut")], [UnavailableError("cut")])
+    watched(script, slept)
+    assert slept == [1.0, 1.0, 1.0, 1.0, 2.0]
+    assert script.lists == 4
 
 
 def test_a_watch_that_falls_silent_is_doubted_and_then_mended() -> None:
