@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -131,6 +135,140 @@ def test_a_limit_that_changes_is_asked_with_the_number_under_way_and_kept() -> N
     assert asked[0] == 0
     assert max(asked) <= 5
     assert searching.started == list(range(3, 99, 4))
+
+
+def test_trees_that_end_together_are_handled_in_the_order_in_which_they_began() -> None:
+    order: list[int] = []
+
+    async def run() -> None:
+        gates = [asyncio.get_running_loop().create_future() for _ in range(6)]
+
+        async def search(task: int) -> int:
+            if task == 0:
+                for gate in reversed(gates[1:]):
+                    gate.set_result(None)
+            else:
+                await gates[task]
+            return task
+
+        await forest(search, in_flight=6).grow(range(6), on_result=lambda task, _: order.append(task))
+
+    asyncio.run(run())
+    assert sorted(order) == list(range(6))
+    assert order[-5:] == [1, 2, 3, 4, 5]
+
+
+def test_while_nothing_ends_the_limit_is_asked_again_and_a_stop_is_seen() -> None:
+    started: list[int] = []
+
+    async def endless(task: int) -> int:
+        started.append(task)
+        await asyncio.Event().wait()
+        return task
+
+    def limit(in_flight: int) -> int:
+        return in_flight + 1
+
+    trees = forest(endless, in_flight=limit, stop=Stop(lambda: len(started) >= 3))
+    with pytest.raises(Interrupted):
+        asyncio.run(trees.grow(range(9), on_result=lambda *_: None))
+    assert started == [0, 1, 2]
+
+
+async def one_after_the_other(trees: int, **grow: Any) -> None:
+    """All are in flight from the beginning, and one of them ends at a time."""
+    gates = [asyncio.get_running_loop().create_future() for _ in range(trees + 1)]
+    gates[0].set_result(None)
+
+    async def search(task: int) -> int:
+        await gates[task]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        gates[task + 1].set_result(None)
+        return task
+
+    await forest(search, in_flight=trees).grow(range(trees), **{"on_result": lambda *_: None, **grow})
+
+
+@contextmanager
+def counted_instructions() -> Iterator[list[int]]:
+    """How many of Python's instructions are carried out, whoever's they are."""
+    count, before = [0], sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes = True
+        count[0] += event == "opcode"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield count
+    finally:
+        sys.settrace(before)
+
+
+def test_a_tree_that_ends_costs_as_much_among_many_as_among_few() -> None:
+    def instructions(trees: int) -> float:
+        async def run() -> int:
+            with counted_instructions() as count:
+                await one_after_the_other(trees)
+            return count[0]
+
+        return asyncio.run(run()) / trees
+
+    assert instructions(240) < 1.1 * instructions(30)
+
+
+def test_which_trees_are_needed_is_asked_a_few_times_for_each_that_ends() -> None:
+    found: list[int] = []
+    asked: list[int] = []
+    trees = 400
+
+    def needed(task: int) -> bool:
+        asked.append(task)
+        return True
+
+    asyncio.run(
+        one_after_the_other(
+            trees, on_result=lambda task, _: found.append(task), enough=lambda: len(found) >= 40, needed=needed
+        )
+    )
+    assert found == list(range(trees))
+    assert asked[:360] == list(range(40, trees))  # at once when there is enough
+    assert len(asked) <= 360 + 17 * 360
+
+
+def test_a_forest_that_is_cancelled_leaves_no_tree_and_loses_no_error() -> None:
+    began, cleaned = [], []
+    complaints: list[dict[str, Any]] = []
+
+    async def search(task: int) -> int:
+        began.append(task)
+        if task == 3:
+            raise KeyError("nobody will collect this")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            cleaned.append(task)
+        return task
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        grown = asyncio.ensure_future(forest(search, in_flight=8).grow(range(20), on_result=lambda *_: None))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        grown.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await grown
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+    gc.collect()
+    assert began == list(range(8))
+    assert cleaned == [0, 1, 2, 4, 5, 6, 7]
+    assert complaints == []
 
 
 def test_failures_have_a_kind_and_their_reasons_are_bounded() -> None:

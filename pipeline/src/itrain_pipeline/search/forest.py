@@ -16,6 +16,8 @@ Result = TypeVar("Result")
 T = TypeVar("T")
 POLL_S = 0.2
 """How often a stop, and room for more trees, is looked for while nothing finishes."""
+NEEDED_SHARE = 16
+"""Of the trees in flight one in so many ends before it is asked again which are needed: 16 questions for each end."""
 MAX_REASONS = 64
 """Different reasons of failures that are remembered."""
 
@@ -79,12 +81,62 @@ async def with_retries(call: Callable[[], Awaitable[T]], policy: RetryPolicy, st
     return await call()
 
 
+class _InFlight(Generic[Task, Result]):
+    """The trees under way. What ended puts itself in a queue: nothing walks over those that still run."""
+
+    def __init__(self) -> None:
+        self._trees: dict[asyncio.Task[Result], tuple[int, Task]] = {}
+        self._ended: list[asyncio.Task[Result]] = []
+        self._wake = asyncio.Event()
+        self._launched = 0
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    def add(self, task: Task, result: Awaitable[Result]) -> None:
+        tree = asyncio.ensure_future(_awaited(result))
+        self._trees[tree] = (self._launched, task)
+        self._launched += 1
+        tree.add_done_callback(self._end)
+
+    def _end(self, tree: asyncio.Task[Result]) -> None:
+        if tree in self._trees:
+            self._ended.append(tree)
+            self._wake.set()
+
+    async def ended(self, timeout_s: float) -> list[asyncio.Task[Result]]:
+        """Those that ended since this was asked last, in order of launch; none when the time is over."""
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        self._wake.clear()
+        ended, self._ended = self._ended, []
+        return sorted(ended, key=lambda tree: self._trees[tree][0])
+
+    def pop(self, tree: asyncio.Task[Result]) -> Task:
+        return self._trees.pop(tree)[1]
+
+    async def cancel(self, chosen: Callable[[Task], bool] = lambda _: True) -> int:
+        """Cancel those whose task is `chosen` and wait until they are gone; how many they were."""
+        trees = [tree for tree, (_, task) in self._trees.items() if chosen(task)]
+        for tree in trees:
+            del self._trees[tree]
+            tree.cancel()
+        if trees:
+            self._ended = [tree for tree in self._ended if tree in self._trees]
+            await asyncio.gather(*trees, return_exceptions=True)
+        return len(trees)
+
+
 class Forest(Generic[Task, Result]):
     """Runs `search` for every task, in order: as many at a time as `in_flight` says.
 
     `in_flight` is a number, or is asked, with the number under way, whenever a tree ended or a moment has passed.
     A tree whose search raises PermanentError or RetryableError failed: it is counted under its reason and the others
-    go on, until `failed` exceeds `max_failed`. Any other error ends the forest.
+    go on, until `failed` exceeds `max_failed`. Any other error ends the forest. A tree that ends costs the same
+    however many are under way.
     """
 
     def __init__(
@@ -110,17 +162,20 @@ class Forest(Generic[Task, Result]):
     ) -> None:
         """Search all tasks, or until `enough` says so: then trees in flight still end, but those not `needed`.
 
-        Raises Interrupted once the stop signal is set (trees in flight are lost) and PermanentError naming the most
-        frequent reasons when too many trees failed.
+        `needed` is asked for all trees in flight when there is first enough, when nothing has ended for a moment, and
+        when a sixteenth of them have ended since. Raises Interrupted once the stop signal is set (trees in flight are
+        lost) and PermanentError naming the most frequent reasons when too many trees failed.
         """
         waiting = iter(tasks)
-        running: dict[asyncio.Task[Result], Task] = {}
+        running = _InFlight[Task, Result]()
+        unasked: int | None = None
+        """Trees that ended since `needed` was asked; None before there was enough."""
         try:
             self._launch(waiting, running, enough)
             while running:
-                done, _ = await asyncio.wait(running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-                for future in [f for f in running if f in done]:  # in order of launch
-                    self._collect(running.pop(future), future, on_result)
+                ended = await running.ended(POLL_S)
+                for tree in ended:
+                    self._collect(running.pop(tree), tree, on_result)
                 if self._stop.is_set():
                     raise Interrupted("stopped by request; finished trees are saved")
                 if self.stats.failed > self._max_failed:
@@ -128,35 +183,27 @@ class Forest(Generic[Task, Result]):
                         f"{self.stats.failed} trees failed, allowed are {self._max_failed}: {self.stats.top_reasons()}"
                     )
                 if enough():
-                    await self._call_off({future for future, task in running.items() if not needed(task)}, running)
+                    unasked = None if unasked is None else unasked + len(ended)
+                    if not ended or unasked is None or unasked * NEEDED_SHARE >= len(running):
+                        self.stats.unneeded += await running.cancel(lambda task: not needed(task))
+                        unasked = 0
                 self._launch(waiting, running, enough)
         finally:
-            for future in running:
-                future.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await running.cancel()
 
-    def _launch(
-        self, waiting: Iterator[Task], running: dict[asyncio.Task[Result], Task], enough: Callable[[], bool]
-    ) -> None:
+    def _launch(self, waiting: Iterator[Task], running: _InFlight[Task, Result], enough: Callable[[], bool]) -> None:
         limit = self._limit(len(running))
         while len(running) < limit and not enough():
             task = next(waiting, None)
             if task is None:
                 return
-            running[asyncio.ensure_future(_awaited(self._search(task)))] = task
+            running.add(task, self._search(task))
             self.stats.launched += 1
             self.stats.most_in_flight = max(self.stats.most_in_flight, len(running))
 
-    async def _call_off(self, unneeded: set[asyncio.Task[Result]], running: dict[asyncio.Task[Result], Task]) -> None:
-        for future in unneeded:
-            future.cancel()
-            del running[future]
-        await asyncio.gather(*unneeded, return_exceptions=True)
-        self.stats.unneeded += len(unneeded)
-
-    def _collect(self, task: Task, future: asyncio.Task[Result], on_result: Callable[[Task, Result], None]) -> None:
+    def _collect(self, task: Task, tree: asyncio.Task[Result], on_result: Callable[[Task, Result], None]) -> None:
         try:
-            result = future.result()
+            result = tree.result()
         except (PermanentError, RetryableError) as error:
             self.stats.add_failure(error)
             return
