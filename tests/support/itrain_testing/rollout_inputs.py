@@ -12,10 +12,10 @@ from typing import Any
 from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.data.toolworld import generate_tasks
 from itrain_pipeline.quickstart import model_path
-from itrain_pipeline.records import Example, Message, ScoredExample, write_jsonl
+from itrain_pipeline.records import Example, ScoredExample, write_jsonl
 from itrain_testing.stageports import folder_files, stage_input, stage_result
+from itrain_testing.toolworld_rows import toolworld_rows
 
 
 @cache
@@ -26,25 +26,7 @@ def quickstart_renderer() -> Renderer:
 
 
 def toolworld_examples(count: int, *, seed: int = 3) -> list[Example]:
-    renderer = quickstart_renderer()
-    examples = []
-    for number, task in enumerate(generate_tasks("train", count, seed)):
-        turn = task.turns[0]
-        messages = (Message(role="user", content=turn.query),)
-        examples.append(
-            Example(
-                id=f"toolworld/{number:04d}",
-                messages=messages,
-                tools=task.tools,
-                answer=turn.answer,
-                calls=turn.calls,
-                bucket=task.bucket,
-                source="toolworld",
-                prompt_ids=renderer.prompt_ids(messages, task.tools),
-                answer_ids=renderer.answer_ids(turn.answer),
-            )
-        )
-    return examples
+    return list(toolworld_rows(quickstart_renderer(), "train", count, seed))
 
 
 def upstream_results(

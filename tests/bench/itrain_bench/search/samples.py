@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -10,8 +11,8 @@ from itrain_contract.spec import DataSpec
 from itrain_contract.stagespec import Curriculum
 from itrain_pipeline.data.examples import Conversion, convert, render
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.data.toolworld import generate_tasks
-from itrain_pipeline.records import Example, Message
+from itrain_pipeline.records import Example
+from itrain_testing.toolworld_rows import toolworld_rows
 
 SEED = 5
 SPLIT = "dev"
@@ -23,29 +24,11 @@ TOOLACE = "toolace-sample.json"
 
 def toolworld_calls(renderer: Renderer, count: int, prompt_tokens: int) -> list[Example]:
     """The first `count` rows whose answer is a call."""
-    examples: list[Example] = []
     asked = ASKED_TOKENS.get(prompt_tokens, prompt_tokens)
-    for number, task in enumerate(generate_tasks(SPLIT, 2 * count + 20, SEED, prompt_tokens=asked)):
-        turn = task.turns[0]
-        if not turn.calls:
-            continue
-        messages = (Message(role="user", content=turn.query),)
-        examples.append(
-            Example(
-                id=f"toolworld-{prompt_tokens}/{number:05d}",
-                messages=messages,
-                tools=task.tools,
-                answer=turn.answer,
-                calls=turn.calls,
-                bucket=task.bucket,
-                source="toolworld",
-                prompt_ids=renderer.prompt_ids(messages, task.tools),
-                answer_ids=renderer.answer_ids(turn.answer),
-            )
-        )
-        if len(examples) == count:
-            break
-    return examples
+    rows = toolworld_rows(
+        renderer, SPLIT, 2 * count + 20, SEED, prompt_tokens=asked, name=f"toolworld-{prompt_tokens}/{{:05d}}"
+    )
+    return list(itertools.islice((row for row in rows if row.has_call), count))
 
 
 def toolace_rows(renderer: Renderer, count: int) -> list[Example] | str:
