@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itrain_pipeline.learn.loading import load_model
-from itrain_pipeline.learn.logprobs import row_sums, scored_logprobs
-from itrain_pipeline.learn.perplexity import plan_token_batches, row_length, score_batch, to_perplexity
+from itrain_pipeline.learn.logprobs import chunked_logprobs, row_sums, scored_logprobs
+from itrain_pipeline.learn.perplexity import (
+    MOST_LOGITS,
+    batch_budget,
+    head_rows,
+    plan_token_batches,
+    row_length,
+    score_batch,
+    to_perplexity,
+)
 from itrain_pipeline.records import Example
 from itrain_testing.learning import make_examples, with_ids
 from itrain_testing.tiny_model import write_tiny_model
@@ -104,22 +112,122 @@ def test_token_batches_hold_every_row_once_within_the_budget(lengths: list[int],
         assert len(batch) == 1 or len(batch) * max(map(row_length, batch)) <= budget
 
 
-def test_only_scored_positions_reach_the_output_head(model: Any) -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 20)), min_size=1, max_size=6),
+    rows=st.integers(1, 70),
+    seed=st.integers(0, 1000),
+)
+def test_any_lengths_in_any_chunks_give_the_naive_numbers(
+    model: Any, lengths: list[tuple[int, int]], rows: int, seed: int
+) -> None:
+    base = make_examples(len(lengths), seed=seed, longest=41)
+    ids = torch.randint(0, model.config.vocab_size, (len(lengths), 60), generator=torch.Generator().manual_seed(seed))
+    examples = [
+        with_ids(example, row[:prompt].tolist(), row[prompt : prompt + answer].tolist())
+        for example, row, (prompt, answer) in zip(base, ids, lengths, strict=True)
+    ]
+    found = score_batch(model, examples, rows=rows).rows
+    assert [row.id for row in found] == [example.id for example in examples]
+    for example, row in zip(examples, found, strict=True):
+        expected = naive(model, example)
+        assert row.logprobs == pytest.approx(expected, abs=1e-5)
+        assert row.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-5)
+
+
+def seen_logits(model: Any, examples: list[Example], rows: int | None = None) -> list[tuple[int, ...]]:
+    """Shapes of what the output head gave out."""
     seen: list[tuple[int, ...]] = []
-    head = model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: seen.append(tuple(out.shape))
+    )
     try:
-        score_batch(model, examples := make_examples(6))
+        score_batch(model, examples, rows=rows)
     finally:
         handle.remove()
-    assert seen == [(1, sum(len(e.answer_ids) for e in examples), model.config.vocab_size)]
+    return seen
+
+
+def test_only_scored_positions_reach_the_output_head(model: Any) -> None:
+    examples = make_examples(6)
+    answer_tokens = sum(len(e.answer_ids) for e in examples)
+    assert seen_logits(model, examples) == [(1, answer_tokens, model.config.vocab_size)]
     assert model(input_ids=torch.tensor([[1, 30, 40]])).logits.shape[1] == 3  # the hook is gone
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+def test_the_largest_logits_are_a_chunk_however_many_rows_a_batch_has(model: Any, count: int) -> None:
+    examples = make_examples(count, longest=200)
+    answer_tokens = sum(len(e.answer_ids) for e in examples)
+    seen = seen_logits(model, examples, rows=5)
+    assert max(shape[1] for shape in seen) == min(5, answer_tokens)
+    assert sum(shape[1] for shape in seen) == answer_tokens
+    assert {shape[2] for shape in seen} == {model.config.vocab_size}
+
+
+def test_no_tensor_of_the_scoring_is_larger_than_a_chunk_of_logits(model: Any) -> None:
+    """Every result of every operation is looked at, the log-softmax and its conversion too."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    vocabulary = model.config.vocab_size
+
+    class Shapes(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.most = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[-1] == vocabulary:
+                    self.most = max(self.most, leaf.numel())
+            return out
+
+    with Shapes() as shapes:
+        score_batch(model, make_examples(12, longest=200), rows=5)
+    assert shapes.most == 5 * vocabulary
+
+
+def test_the_scaling_of_a_model_s_logits_reaches_every_chunk() -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    torch.manual_seed(0)
+    config = CohereConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logit_scale=0.3,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    scaled = CohereForCausalLM(config).eval()
+    example = max(make_examples(9), key=lambda e: len(e.answer_ids))
+    found = score_batch(scaled, [example], rows=3).rows[0]
+    assert found.logprobs == pytest.approx(naive(scaled, example), abs=1e-5)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(4_000, 16_777), (32_000, 2_097), (128_256, 523), (10**9, 1)])
+def test_a_chunk_has_fewer_rows_the_more_tokens_there_are(vocabulary: int, rows: int) -> None:
+    assert head_rows(vocabulary) == rows
+    assert rows == 1 or rows * vocabulary <= MOST_LOGITS
+
+
+def test_a_cpu_has_smaller_batches_and_a_gpu_those_of_the_user() -> None:
+    assert batch_budget(16_384, "cpu") == 1024
+    assert batch_budget(500, "cpu") == 500
+    assert batch_budget(16_384, "cuda") == 16_384
 
 
 def test_a_scored_first_token_is_refused(model: Any) -> None:
     ids = torch.tensor([[1, 30]])
     with pytest.raises(ValueError, match="nothing predicts it"):
         scored_logprobs(model, model, ids, torch.ones_like(ids), torch.tensor([[True, True]]))
+    with pytest.raises(ValueError, match="nothing predicts it"):
+        chunked_logprobs(model, ids, torch.tensor([[True, True]]), rows=1)
 
 
 def test_sums_by_row_count_scored_tokens_only() -> None:

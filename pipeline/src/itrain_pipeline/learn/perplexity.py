@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from itrain_pipeline.learn.collate import length_mask, pad_right
-from itrain_pipeline.learn.logprobs import scored_logprobs
+from itrain_pipeline.learn.logprobs import chunked_logprobs
 from itrain_pipeline.records import Example, ScoredExample
+
+MOST_LOGITS: Final = 2**26
+"""Logits that exist at once; 256 MiB in fp32, the log-softmax as much again, whatever batch and vocabulary are."""
+CPU_BATCH_TOKENS: Final = 1024
+"""A CPU gains nothing from larger batches, and loses its caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,19 +45,32 @@ def plan_token_batches(examples: Sequence[Example], batch_tokens: int) -> list[l
     return batches
 
 
-@torch.inference_mode()
-def score_batch(model: Any, examples: Sequence[Example]) -> ScoredBatch:
+def batch_budget(batch_tokens: int, device: str) -> int:
+    """Tokens of one forward pass on a device ("cpu" or "cuda") where the user allows `batch_tokens`."""
+    return min(batch_tokens, CPU_BATCH_TOKENS) if device == "cpu" else batch_tokens
+
+
+def head_rows(vocabulary: int) -> int:
+    """Answer tokens that go through the output head together."""
+    return max(1, MOST_LOGITS // vocabulary)
+
+
+def score_batch(model: Any, examples: Sequence[Example], *, rows: int | None = None) -> ScoredBatch:
     """exp(mean NLL) over the tokens of each answer, with their logprobs; one forward pass.
 
-    Rows need at least one prompt and one answer token. Order is that of `examples`.
+    Rows need at least one prompt and one answer token. Order is that of `examples`. `rows` answer tokens go through the
+    output head at a time, by default as many as `MOST_LOGITS` allows.
     """
-    rows = [(*e.prompt_ids, *e.answer_ids) for e in examples]
-    mask_BT = length_mask(rows)
+    ids = [(*e.prompt_ids, *e.answer_ids) for e in examples]
+    mask_BT = length_mask(ids)
     starts_B = torch.tensor([len(e.prompt_ids) for e in examples])
     scored_BT = mask_BT.bool() & (torch.arange(mask_BT.shape[1])[None, :] >= starts_B[:, None])
     device = model.device
-    logprobs_R = scored_logprobs(
-        model, model, pad_right(rows, 0).to(device), mask_BT.to(device), scored_BT.to(device)
+    logprobs_R = chunked_logprobs(
+        model,
+        pad_right(ids, 0).to(device),
+        scored_BT.to(device),
+        rows=rows or head_rows(model.get_output_embeddings().weight.shape[0]),
     ).cpu()
     found: list[ScoredExample] = []
     not_finite: list[str] = []

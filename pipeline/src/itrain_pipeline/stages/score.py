@@ -112,7 +112,7 @@ def score_all(
     """
     from itrain_pipeline.learn.adapter import continue_adapter
     from itrain_pipeline.learn.loading import load_model, set_threads
-    from itrain_pipeline.learn.perplexity import plan_token_batches, score_batch
+    from itrain_pipeline.learn.perplexity import batch_budget, plan_token_batches, score_batch
     from itrain_pipeline.learn.precision import choose_precision, detect_device
 
     set_threads()
@@ -128,7 +128,7 @@ def score_all(
     if adapter is not None:
         model = continue_adapter(model, adapter.folder, trainable=False)
     flusher = Flusher(ports)
-    for batch in plan_token_batches(work.examples, stage.batch_tokens):
+    for batch in plan_token_batches(work.examples, batch_budget(stage.batch_tokens, model.device.type)):
         if all(example.id in found for example in batch):
             continue
         if ports.stop.is_set():
