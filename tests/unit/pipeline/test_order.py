@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itrain_pipeline.errors import ConfigError
-from itrain_pipeline.learn.order import PADDING, count_steps, pad_order, plan_batches, plan_order, plan_tree_order
+from itrain_pipeline.learn.order import (
+    PADDING,
+    count_steps,
+    longest_first,
+    pad_order,
+    plan_batches,
+    plan_order,
+    plan_tree_order,
+)
 
 
 def test_the_curriculum_trains_the_buckets_in_sequence_and_every_row_once_an_epoch() -> None:
@@ -107,3 +115,16 @@ def test_with_a_tree_for_every_pair_the_order_is_that_of_plain_rows(
     wanted = plan_order([count], epochs=epochs, max_steps=max_steps, global_batch=3, seed=seed)
     found = plan_tree_order(range(count), epochs=epochs, max_steps=max_steps, global_batch=3, seed=seed)
     assert found == wanted
+
+
+def test_longest_first_sorts_within_each_global_batch_and_ends_with_padding() -> None:
+    lengths = [5, 9, 7, 7, 1, 8]
+    assert longest_first((0, 1, 2, 3, 5, 4), lengths, global_batch=4) == (1, 2, 3, 0, 5, 4)
+    assert longest_first((0, 1, 4, PADDING, PADDING), [1, 2, 0, 0, 30], global_batch=8) == (4, 1, 0, PADDING, PADDING)
+
+
+@given(order=st.lists(st.integers(0, 9), max_size=30), batch=st.integers(1, 8))
+def test_longest_first_leaves_every_row_in_its_optimiser_step(order: list[int], batch: int) -> None:
+    found = longest_first(order, [(7 * index) % 5 for index in range(10)], global_batch=batch)
+    for first in range(0, len(order), batch):
+        assert sorted(found[first : first + batch]) == sorted(order[first : first + batch])

@@ -92,6 +92,18 @@ def pad_order(order: Sequence[int], plan: BatchPlan) -> tuple[int, ...]:
     return (*order, *[PADDING] * (-len(order) % width))
 
 
+def longest_first(order: Sequence[int], lengths: Sequence[int], *, global_batch: int) -> tuple[int, ...]:
+    """`order` with each global batch sorted by length, PADDING last. An optimiser step has the rows that it had; those
+    of one forward pass are nearly as long as each other, and what does not fit into memory is met at once."""
+    return tuple(
+        index
+        for first in range(0, len(order), global_batch)
+        for index in sorted(
+            order[first : first + global_batch], key=lambda index: (index == PADDING, -lengths[index], index)
+        )
+    )
+
+
 def count_steps(rows: int, global_batch: int) -> int:
     """Optimiser steps; the last one may be of fewer rows."""
     return math.ceil(rows / global_batch)
