@@ -8,6 +8,7 @@ from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.learn.adapter import check_rank, continue_adapter, new_adapter, save_adapter
 from itrain_pipeline.learn.job import FitResult, TrainJob, read_rows
 from itrain_pipeline.learn.loading import load_model, load_tokenizer
+from itrain_pipeline.learn.overflow import check_activations
 from itrain_pipeline.learn.supervision import Supervisor
 
 
@@ -27,6 +28,8 @@ def fit_job(job: TrainJob, supervisor: Supervisor) -> FitResult:
     if job.how.gradient_checkpointing:
         model.enable_input_require_grads()
     rows = read_rows(job.rows)
+    if job.how.precision == "fp16":
+        check_activations(model, (*rows[0][0], *rows[0][1]))
     if job.kind == "sft":
         from itrain_pipeline.learn.sft import SftRow, fit_sft
 

@@ -27,6 +27,10 @@ class Device:
     name: str = "CPU"
     preferred: PrecisionName = "auto"
     """What `auto` stands for on GPUs of this node pool; `auto` where the device itself decides."""
+    count: int = 1
+    """GPUs of this process's node, all alike; of a CPU the threads that torch computes with."""
+    memory_bytes: int = 0
+    """Of one GPU, or of the machine."""
 
     @property
     def has_bf16(self) -> bool:
@@ -64,8 +68,14 @@ def detect_device(environ: Mapping[str, str] = os.environ) -> Device:
         allowed = ", ".join(get_args(PrecisionName))
         raise ConfigError(f"{ENV_PRECISION_DEFAULT}: got {preferred!r}, allowed are {allowed}")
     if not torch.cuda.is_available():
-        return Device(kind="cpu")
-    index = torch.cuda.current_device()
-    major, minor = torch.cuda.get_device_capability(index)
-    name = torch.cuda.get_device_name(index)
-    return Device(kind="cuda", capability=(major, minor), name=name, preferred=cast("PrecisionName", preferred))
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Device(kind="cpu", count=torch.get_num_threads(), memory_bytes=memory)
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return Device(
+        kind="cuda",
+        capability=(found.major, found.minor),
+        name=found.name,
+        preferred=cast("PrecisionName", preferred),
+        count=torch.cuda.device_count(),
+        memory_bytes=found.total_memory,
+    )

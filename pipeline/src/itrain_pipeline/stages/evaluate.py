@@ -32,9 +32,9 @@ from itrain_pipeline.evals.questions import (
     predict,
 )
 from itrain_pipeline.learn.inputs import prepare_result
-from itrain_pipeline.learn.precision import choose_precision, detect_device
 from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
 from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
+from itrain_pipeline.stages.compute import choose_compute
 from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
 from itrain_pipeline.toolcalls.parse import parse
 
@@ -66,9 +66,8 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
     questions, info = build_questions(stage, prepare, ports.upstream, renderer)
     points = plan_points(ports.upstream, stage_input.iteration)
-    device = detect_device()
-    precision = choose_precision(stage_input.spec.get("precision", "auto"), device)
-    engine = engine_opener(stage.engine, model_dir, dtype=precision, trust_remote_code=model.trust_remote_code)
+    compute = choose_compute(stage_input, model_dir)
+    engine = engine_opener(stage.engine, model_dir, dtype=compute.precision, trust_remote_code=model.trust_remote_code)
     asker = Asker(
         engine=engine,
         renderer=renderer,
@@ -89,9 +88,8 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
         },
         info={
             **info,
+            **compute.record(),
             "template_sha256": renderer.template_sha256,
-            "precision": precision,
-            "device": device.name,
         },
     )
 

@@ -37,6 +37,7 @@ from itrain_pipeline.search.pace import plan_trees, tree_blocks
 from itrain_pipeline.search.sample import Language, SampleSearch, SearchedSample
 from itrain_pipeline.search.treerecord import tree_record
 from itrain_pipeline.search.vocabulary import TokenBytes
+from itrain_pipeline.stages.compute import choose_compute
 from itrain_pipeline.stages.journal import Journal
 from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
 from itrain_pipeline.toolcalls.steps import cut_steps
@@ -62,12 +63,13 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     if levers.neighbours:
         examples = neighbours(examples)
     done, spent = read_finished(Journal(ports.work, "trees"))
+    compute = choose_compute(stage_input, model_dir)
     search = SampleSearch(
         settings=settings,
         engine=engine_opener(
             settings.engine,
             model_dir,
-            dtype=stage_input.spec.get("precision", "auto"),
+            dtype=compute.precision,
             trust_remote_code=model.trust_remote_code,
         ),
         language=build_language(model_dir, renderer, data.call_format, settings),
@@ -81,7 +83,7 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     search.engine.load_adapter(f"iteration-{stage_input.iteration}", None if adapter is None else adapter.folder)
     quota = shard_part(settings.max_pairs, ports.shard, stage_input.shards or 1)
     asyncio.run(search_all(search, examples, done, ports, quota=quota, spent=spent))
-    return build_output(examples, done, search, ports.scratch, quota=quota, spent=spent)
+    return build_output(examples, done, search, ports.scratch, quota=quota, spent=spent, info=compute.record())
 
 
 async def search_all(
@@ -175,6 +177,7 @@ def build_output(
     *,
     quota: int,
     spent: Mapping[str, int],
+    info: Mapping[str, str],
 ) -> StageOutput:
     """Pairs and tree records in the order of the samples, whatever the order in which they ended."""
     samples = [done[example.id] for example in examples if example.id in done]
@@ -191,6 +194,7 @@ def build_output(
         outputs={name: folder / name for name in ("pairs.jsonl", "trees.jsonl")},
         counters={name: float(value) for name, value in counters.items()},
         info={
+            **info,
             "method": search.settings.method,
             "adapter_sha256": search.adapter_sha256,
             "template_sha256": search.template_sha256,

@@ -18,12 +18,13 @@ from itrain_contract.spec import ModelSpec
 from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import ScoreStage
-from itrain_pipeline.data.selection import Pool, audited_recall, plan_pool, shard_of
+from itrain_pipeline.data.selection import AuditedTop, Pool, audit_top, plan_pool, shard_of
 from itrain_pipeline.errors import DataError, Interrupted
 from itrain_pipeline.files import write_atomic
 from itrain_pipeline.learn.inputs import newest_adapter, prepare_result, train_examples
 from itrain_pipeline.ports import Ports, StageOutput, Upstream
 from itrain_pipeline.records import Example, ScoredExample, from_dict, read_jsonl, to_json, write_jsonl
+from itrain_pipeline.stages.compute import choose_compute
 
 log = logging.getLogger(__name__)
 
@@ -112,21 +113,19 @@ def score_all(
     """
     from itrain_pipeline.learn.adapter import continue_adapter
     from itrain_pipeline.learn.loading import load_model, set_threads
+    from itrain_pipeline.learn.overflow import check_activations
     from itrain_pipeline.learn.perplexity import batch_budget, plan_token_batches, score_batch
-    from itrain_pipeline.learn.precision import choose_precision, detect_device
 
     set_threads()
     settings = ModelSpec.model_validate(stage_input.spec["model"])
-    device = detect_device()
-    precision = choose_precision(stage_input.spec.get("precision", "auto"), device)
-    model = load_model(
-        ports.upstream.fetch_folder(prepare, "model/"),
-        precision=precision,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    model_dir = ports.upstream.fetch_folder(prepare, "model/")
+    compute = choose_compute(stage_input, model_dir)
+    model = load_model(model_dir, precision=compute.precision, trust_remote_code=settings.trust_remote_code)
     adapter = newest_adapter(ports.upstream)
     if adapter is not None:
         model = continue_adapter(model, adapter.folder, trainable=False)
+    if compute.precision == "fp16":
+        check_activations(model, (*work.examples[0].prompt_ids, *work.examples[0].answer_ids))
     flusher = Flusher(ports)
     for batch in plan_token_batches(work.examples, batch_budget(stage.batch_tokens, model.device.type)):
         if all(example.id in found for example in batch):
@@ -140,11 +139,7 @@ def score_all(
         flusher.add(scored.rows, scored.not_finite)
         ports.progress.update(len(found), len(work.examples), "rows scored")
     flusher.flush()
-    return {
-        "precision": precision,
-        "device": device.name,
-        "adapter_sha256": "" if adapter is None else adapter.sha256,
-    }
+    return {**compute.record(), "adapter_sha256": "" if adapter is None else adapter.sha256}
 
 
 class Flusher:
@@ -202,11 +197,13 @@ def build_output(stage: ScoreStage, work: Work, found: Found, folder: Path, info
     metrics: dict[str, float] = {}
     if rows:
         metrics["score/mean_nll"] = -math.fsum(math.fsum(row.logprobs) for row in rows) / tokens
+    top = AuditedTop()
     if work.pool is not None:
-        recall = audited_recall(
-            rows, work.pool, fraction=stage.fraction, stratify=stage.stratify, population=work.population
-        )
-        metrics |= {} if recall is None else {"score/audited_recall": recall}
+        top = audit_top(rows, work.pool, fraction=stage.fraction, stratify=stage.stratify, population=work.population)
+    audited = ""
+    if top.recall is not None:
+        metrics["score/audited_recall"] = top.recall
+        audited = f", audited recall of the hardest {stage.fraction:.0%}: {top.recall:.0%}"
     if found.not_finite:
         log.warning("%d rows have no finite perplexity and are excluded", len(found.not_finite))
     return StageOutput(
@@ -218,8 +215,10 @@ def build_output(stage: ScoreStage, work: Work, found: Found, folder: Path, info
             "not_finite": float(len(found.not_finite)),
             "too_long": float(work.too_long),
             "audited": float(sum(row.id in work.pool.audit for row in rows) if work.pool else 0),
+            "audited_top": top.rows,
+            "audited_top_found": top.found,
             "answer_tokens": float(tokens),
         },
         info={"rescored": "all" if work.pool is None else "pool", **info},
-        message=f"{len(rows)} rows scored, {len(found.not_finite)} not finite, {work.too_long} too long",
+        message=f"{len(rows)} rows scored, {len(found.not_finite)} not finite, {work.too_long} too long{audited}",
     )

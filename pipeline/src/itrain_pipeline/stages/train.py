@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from itrain_contract.spec import AdapterSpec, ModelSpec
 from itrain_contract.stageio import StageInput
@@ -27,6 +28,7 @@ from itrain_pipeline.learn.job import (
 from itrain_pipeline.learn.order import count_steps, plan_batches, plan_tree_order
 from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
 from itrain_pipeline.records import PreferencePair, read_jsonl
+from itrain_pipeline.stages.compute import Compute, choose_compute
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +61,13 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
 
     from itrain_pipeline.learn.launch import run_job
 
-    job = build_job(stage_input, stage, pairs, before, ports)
+    model_dir = ports.upstream.fetch_folder(prepare_result(ports.upstream), "model/")
+    compute = choose_compute(stage_input, model_dir)
+    job = build_job(stage_input, stage, pairs, before, compute, model_dir, ports)
     result = run_job(job, ports)
     if result is None:
         return StageOutput()
-    return build_output(job, result, pairs, before, ports)
+    return build_output(job, result, pairs, before, compute, ports)
 
 
 def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
@@ -105,13 +109,16 @@ def training_row(pair: PreferencePair) -> tuple[Sequence[int], Sequence[int], Se
 
 
 def build_job(
-    stage_input: StageInput, stage: TrainStage, pairs: Pairs, before: Adapter | None, ports: Ports
+    stage_input: StageInput,
+    stage: TrainStage,
+    pairs: Pairs,
+    before: Adapter | None,
+    compute: Compute,
+    model_dir: Path,
+    ports: Ports,
 ) -> TrainJob:
     from itrain_pipeline.learn.launch import process_count
-    from itrain_pipeline.learn.precision import choose_precision, detect_device
 
-    device = detect_device()
-    precision = choose_precision(stage_input.spec.get("precision", "auto"), device)
     seed = int(stage_input.spec["seed"]) + stage_input.iteration
     trees = tree_numbers(pairs.fitting)
     order = plan_tree_order(
@@ -128,8 +135,8 @@ def build_job(
         schedule=stage.schedule,
         checkpoint_steps=stage.checkpoint_steps,
         seed=seed,
-        precision=precision,
-        on_cpu=device.kind == "cpu",
+        precision=compute.precision,
+        on_cpu=compute.device.kind == "cpu",
         plan=plan,
         steps=count_steps(len(order), stage.global_batch),
         max_grad_norm=stage.max_grad_norm,
@@ -137,14 +144,14 @@ def build_job(
         deepspeed=deepspeed_config(
             stage.deepspeed,
             plan=plan,
-            precision=precision,
+            precision=compute.precision,
             quantization=stage.quantization,
             max_grad_norm=stage.max_grad_norm,
         ),
     )
     return TrainJob(
         kind="simpo",
-        model=ports.upstream.fetch_folder(prepare_result(ports.upstream), "model/"),
+        model=model_dir,
         adapter=None if before is None else before.folder,
         adapter_spec=AdapterSpec.model_validate(stage_input.spec["adapter"]),
         rows=write_rows(ports.scratch / "rows.jsonl", [training_row(pair) for pair in pairs.fitting]),
@@ -193,7 +200,9 @@ def unchanged(stage_input: StageInput, before: Adapter | None, pairs: Pairs, por
     )
 
 
-def build_output(job: TrainJob, result: FitResult, pairs: Pairs, before: Adapter | None, ports: Ports) -> StageOutput:
+def build_output(
+    job: TrainJob, result: FitResult, pairs: Pairs, before: Adapter | None, compute: Compute, ports: Ports
+) -> StageOutput:
     from itrain_pipeline.learn.adapter import adapter_sha256
 
     metrics: dict[str, float] = {}
@@ -217,9 +226,8 @@ def build_output(job: TrainJob, result: FitResult, pairs: Pairs, before: Adapter
             "tokens_of_separate_rows": float(result.naive_tokens),
         },
         info={
+            **compute.record(job.quantization),
             "rows": result.form or "",
-            "precision": job.how.precision,
-            "quantization": job.quantization,
             "processes": str(job.how.plan.processes),
             "nodes": str(ports.nodes.count),
             "deepspeed": "none" if job.how.deepspeed is None else "yes",

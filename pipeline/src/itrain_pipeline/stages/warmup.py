@@ -14,6 +14,7 @@ from itrain_pipeline.learn.job import Optimisation, TrainJob, plan_training, wri
 from itrain_pipeline.learn.order import plan_order
 from itrain_pipeline.ports import Ports, StageOutput, folder_outputs
 from itrain_pipeline.records import Bucket, Example
+from itrain_pipeline.stages.compute import choose_compute
 
 BUCKETS: tuple[Bucket, ...] = ("easy", "medium", "hard")
 
@@ -35,9 +36,9 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     rows = arrange(train_examples(prepare, ports.upstream), stage)
 
     from itrain_pipeline.learn.launch import process_count, run_job
-    from itrain_pipeline.learn.precision import choose_precision, detect_device
 
-    device = detect_device()
+    model_dir = ports.upstream.fetch_folder(prepare, "model/")
+    compute = choose_compute(stage_input, model_dir)
     seed = int(stage_input.spec["seed"])
     order, plan, steps = plan_training(
         plan_order(
@@ -53,8 +54,8 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
         schedule="cosine",
         checkpoint_steps=stage.checkpoint_steps,
         seed=seed,
-        precision=choose_precision(stage_input.spec.get("precision", "auto"), device),
-        on_cpu=device.kind == "cpu",
+        precision=compute.precision,
+        on_cpu=compute.device.kind == "cpu",
         plan=plan,
         steps=steps,
         gradient_checkpointing=stage.gradient_checkpointing,
@@ -62,7 +63,7 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     before = newest_adapter(ports.upstream)
     job = TrainJob(
         kind="sft",
-        model=ports.upstream.fetch_folder(prepare, "model/"),
+        model=model_dir,
         adapter=None if before is None else before.folder,
         adapter_spec=AdapterSpec.model_validate(stage_input.spec["adapter"]),
         rows=write_rows(ports.scratch / "rows.jsonl", [(e.prompt_ids, e.answer_ids) for e in rows.examples]),
@@ -89,9 +90,8 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
             **{f"rows_{name}": float(size) for name, size in zip(BUCKETS, rows.sizes, strict=False)},
         },
         info={
+            **compute.record(),
             "order": stage.order,
-            "precision": how.precision,
-            "device": device.name,
             "processes": str(plan.processes),
         },
         message=f"{result.steps} steps over {len(rows.examples)} rows, {rows.too_long} longer than {stage.max_length}",
