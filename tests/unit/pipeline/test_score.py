@@ -128,6 +128,8 @@ def test_a_later_iteration_scores_the_hardest_rows_and_an_audit_and_reports_its_
     assert second.counters["audited"] == 4
     # The same model: the true top tenth lies in last time's top quarter.
     assert second.metrics["score/audited_recall"] == 1.0
+    assert second.counters["audited_top"] == second.counters["audited_top_found"] > 0
+    assert second.message.endswith("too long, audited recall of the hardest 10%: 100%")
     assert second.info["rescored"] == "pool"
 
 
@@ -140,6 +142,8 @@ def test_rescore_all_scores_everything_again(model_dir: Path, tmp_path: Path) ->
     output = score(tmp_path / "second", model_dir, {"rescore": "all"}, before=(before,), iteration=2)
     assert len(rows_of(output)) == len(EXAMPLES)
     assert "score/audited_recall" not in output.metrics
+    assert output.counters["audited_top"] == 0
+    assert "recall" not in output.message
 
 
 def test_the_pool_is_the_same_in_every_shard_although_each_scored_a_part(model_dir: Path, tmp_path: Path) -> None:
@@ -153,6 +157,24 @@ def test_the_pool_is_the_same_in_every_shard_although_each_scored_a_part(model_d
     ]
     whole = rows_of(score(tmp_path / "one", model_dir, before=tuple(first), iteration=2))
     assert sorted(row.id for part in parts for row in part) == [row.id for row in whole]
+
+
+def test_the_audit_notices_a_model_that_finds_other_rows_hard(model_dir: Path, tmp_path: Path) -> None:
+    """Another adapter, and everything outside of the pool audited: the recall is then the true one."""
+    first = score(tmp_path / "first", model_dir)
+    adapter = write_random_adapter(model_dir, tmp_path / "adapter", seed=3)
+    trained = stage_result(StageKind.TRAIN, 1, files=folder_files(adapter, "adapter/"))
+    before = (as_result(StageKind.SCORE, first, iteration=1), trained)
+    stage = {"poolFraction": 0.3, "auditFraction": 1.0, "fraction": 0.3, "stratify": False}
+    second = score(tmp_path / "second", model_dir, stage, before=before, iteration=2)
+
+    def hardest(output: StageOutput) -> set[str]:
+        return {row.id for row in top(sorted(rows_of(output), key=lambda row: (-row.perplexity, row.id)), 0.3)}
+
+    assert len(rows_of(second)) == len(EXAMPLES)
+    caught = len(hardest(first) & hardest(second))
+    assert 0 < caught < 12
+    assert second.metrics["score/audited_recall"] == pytest.approx(caught / 12)
 
 
 def test_a_model_that_gives_no_number_at_all_is_a_data_error(tmp_path: Path) -> None:

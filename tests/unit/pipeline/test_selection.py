@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itrain_pipeline.data.selection import (
+    AuditedTop,
     Pool,
-    audited_recall,
+    audit_top,
     count_of,
     plan_pool,
     select_hardest,
@@ -89,14 +90,16 @@ def test_recall_by_hand() -> None:
     rows = [*(scored(f"p{i}", p) for i, p in ((1, 9.0), (2, 5.0), (3, 4.0), (4, 3.0))), scored("a1", 8.0)]
     rows.append(scored("a2", 1.0))
     sizes = {True: 10, False: 0}
-    assert audited_recall(rows, pool, fraction=0.4, population=sizes) == pytest.approx(1 / 4)
+    top = audit_top(rows, pool, fraction=0.4, population=sizes)
+    assert (top.rows, top.found, top.recall) == (4.0, 1.0, pytest.approx(1 / 4))
     calm = [scored(row.id, 0.5 if row.id in pool.audit else row.perplexity) for row in rows]
-    assert audited_recall(calm, pool, fraction=0.4, population=sizes) == 1.0
+    assert audit_top(calm, pool, fraction=0.4, population=sizes).recall == 1.0
 
 
 def test_without_an_audit_nothing_is_known() -> None:
     pool = Pool(hardest=frozenset({"a"}), audit=frozenset())
-    assert audited_recall([scored("a", 1.0)], pool, fraction=0.5, population={True: 2, False: 0}) is None
+    top = audit_top([scored("a", 1.0)], pool, fraction=0.5, population={True: 2, False: 0})
+    assert (top, top.recall) == (AuditedTop(), None)
 
 
 def test_the_estimate_is_near_the_truth_on_many_rows() -> None:
@@ -108,10 +111,20 @@ def test_the_estimate_is_near_the_truth_on_many_rows() -> None:
     pool = plan_pool(last, before, pool_fraction=0.3, audit_fraction=0.2, seed="x")
     truth = set(select_hardest(now, 0.1).ids)
     true_recall = len(truth & pool.hardest) / len(truth)
-    estimate = audited_recall(
-        [row for row in now if row.id in pool.ids], pool, fraction=0.1, population={True: 4000, False: 0}
-    )
+    again = [row for row in now if row.id in pool.ids]
+    estimate = audit_top(again, pool, fraction=0.1, population={True: 4000, False: 0}).recall
     assert estimate == pytest.approx(true_recall, abs=0.08)
+    shards = [
+        audit_top(
+            [row for row in again if shard_of(row.id, 4) == shard],
+            pool,
+            fraction=0.1,
+            population={True: sum(shard_of(row_id, 4) == shard for row_id in before), False: 0},
+        )
+        for shard in range(4)
+    ]
+    assert sum(top.rows for top in shards) == pytest.approx(400, abs=4)
+    assert sum(top.found for top in shards) / sum(top.rows for top in shards) == pytest.approx(true_recall, abs=0.08)
 
 
 @settings(max_examples=100, deadline=None)

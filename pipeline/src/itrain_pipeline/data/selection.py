@@ -110,15 +110,31 @@ def plan_pool(
     return Pool(hardest=hardest & ids, audit=frozenset(rest[: count_of(audit_fraction, len(ids))]))
 
 
-def audited_recall(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedTop:
+    """Rows of the true top fraction as far as the audit can tell, and how many of them lie in the pool's hardest rows.
+
+    Both add up over shards; the recall of a whole iteration is that of the sums.
+    """
+
+    rows: float = 0.0
+    found: float = 0.0
+
+    @property
+    def recall(self) -> float | None:
+        """None where no stratum had an audit."""
+        return self.found / self.rows if self.rows else None
+
+
+def audit_top(
     scored: Iterable[ScoredExample],
     pool: Pool,
     *,
     fraction: float,
     stratify: bool = True,
     population: Mapping[bool, int],
-) -> float | None:
-    """Estimated share of the true top fraction that lies in the pool's hardest rows; None without an audit.
+) -> AuditedTop:
+    """Estimate how much of the true top fraction lies in the pool's hardest rows.
 
     Each audited row stands for (rows outside of the hardest) / (audited rows) rows of its stratum. Going down from the
     largest perplexity, the weights are added up to the size of the top fraction; the recall is the hardest rows' part.
@@ -138,4 +154,4 @@ def audited_recall(
             taken = min(weight, left)
             found += taken if row.id in pool.hardest else 0.0
             left -= taken
-    return found / wanted if wanted else None
+    return AuditedTop(rows=wanted, found=found)

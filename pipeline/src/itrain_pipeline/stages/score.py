@@ -18,7 +18,7 @@ from itrain_contract.spec import ModelSpec
 from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import ScoreStage
-from itrain_pipeline.data.selection import Pool, audited_recall, plan_pool, shard_of
+from itrain_pipeline.data.selection import AuditedTop, Pool, audit_top, plan_pool, shard_of
 from itrain_pipeline.errors import DataError, Interrupted
 from itrain_pipeline.files import write_atomic
 from itrain_pipeline.learn.inputs import newest_adapter, prepare_result, train_examples
@@ -197,11 +197,13 @@ def build_output(stage: ScoreStage, work: Work, found: Found, folder: Path, info
     metrics: dict[str, float] = {}
     if rows:
         metrics["score/mean_nll"] = -math.fsum(math.fsum(row.logprobs) for row in rows) / tokens
+    top = AuditedTop()
     if work.pool is not None:
-        recall = audited_recall(
-            rows, work.pool, fraction=stage.fraction, stratify=stage.stratify, population=work.population
-        )
-        metrics |= {} if recall is None else {"score/audited_recall": recall}
+        top = audit_top(rows, work.pool, fraction=stage.fraction, stratify=stage.stratify, population=work.population)
+    audited = ""
+    if top.recall is not None:
+        metrics["score/audited_recall"] = top.recall
+        audited = f", audited recall of the hardest {stage.fraction:.0%}: {top.recall:.0%}"
     if found.not_finite:
         log.warning("%d rows have no finite perplexity and are excluded", len(found.not_finite))
     return StageOutput(
@@ -213,8 +215,10 @@ def build_output(stage: ScoreStage, work: Work, found: Found, folder: Path, info
             "not_finite": float(len(found.not_finite)),
             "too_long": float(work.too_long),
             "audited": float(sum(row.id in work.pool.audit for row in rows) if work.pool else 0),
+            "audited_top": top.rows,
+            "audited_top_found": top.found,
             "answer_tokens": float(tokens),
         },
         info={"rescored": "all" if work.pool is None else "pool", **info},
-        message=f"{len(rows)} rows scored, {len(found.not_finite)} not finite, {work.too_long} too long",
+        message=f"{len(rows)} rows scored, {len(found.not_finite)} not finite, {work.too_long} too long{audited}",
     )
