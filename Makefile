@@ -96,7 +96,7 @@ bench-search: $(STAMP) ## the search beside the released one, and each lever alo
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.search
 
 .PHONY: bench-train
-bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, the same pairs and model: build/bench/train.json (QUICK=1: within 5 minutes)
+bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, SFT next to its SFTTrainer, perplexity next to the plain loop: build/bench/train.json (QUICK=1: short; ONLY=simpo, sft or ppl)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.training
 
 .PHONY: verify

@@ -6,19 +6,17 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from itrain_bench.training.child import Figures, Say
 from itrain_bench.training.workload import Workload, write_model
 
 REFERENCE = "trl"
 ARMS = (REFERENCE, "separate", "pair", "tree")
 LEAST_MEMORY = "trl_one"
-
-Figures = dict[str, float | int | str]
-Say = Callable[[str], None]
 
 
 def simpo_figures(workload: Workload, folder: Path, say: Say, arms: Sequence[str] = ARMS) -> Figures:
