@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from itrain_testing.learning import (
     make_pairs,
     prepare_result,
     rollout_results,
+    without_padding,
 )
 from itrain_testing.stageports import FolderWork, Silent, folder_files, folder_ports, stage_result
 from itrain_testing.tiny_model import write_random_adapter, write_tiny_model
@@ -75,11 +75,6 @@ def test_two_processes_stopped_and_resumed_train_the_adapter_of_one(tmp_path: Pa
     assert found.keys() == expected.keys()
     for name, weights in expected.items():
         assert (found[name] - weights).abs().max().item() < 1e-4, name
-
-
-def without_padding(counters: Mapping[str, float]) -> dict[str, float]:
-    """How rows are padded depends on who shares them out."""
-    return {name: value for name, value in counters.items() if name != "tokens_computed"}
 
 
 def test_a_rank_that_diverges_ends_the_stage_with_its_own_exit_code_and_words(tmp_path: Path) -> None:

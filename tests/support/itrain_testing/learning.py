@@ -140,3 +140,8 @@ def learning_input(
 
 def with_ids(example: Example, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> Example:
     return dataclasses.replace(example, prompt_ids=tuple(prompt_ids), answer_ids=tuple(answer_ids))
+
+
+def without_padding(counters: Mapping[str, float]) -> dict[str, float]:
+    """How rows are padded depends on who shares them out."""
+    return {name: value for name, value in counters.items() if name != "tokens_computed"}
