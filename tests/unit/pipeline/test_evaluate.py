@@ -23,6 +23,8 @@ from itrain_pipeline.evals.bfcl import load_items
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.evals.errors import ErrorClass
 from itrain_pipeline.evals.questions import bfcl_questions, dev_questions, judge_dev, predict
+from itrain_pipeline.learn.hardware import compute_record
+from itrain_pipeline.learn.precision import detect_device
 from itrain_pipeline.ports import Completion, EngineCounters, SamplingParams
 from itrain_pipeline.records import Example, Message, Prediction, ToolCall, read_jsonl, write_jsonl
 from itrain_pipeline.stages.evaluate import (
@@ -339,6 +341,7 @@ def test_the_stage_runs_on_the_real_engine(tmp_path: Path, renderer: Renderer) -
     assert made.metrics["dev/n"] == 3
     assert made.counters["requests"] == 3
     assert made.counters["decoded"] >= 3
+    assert made.info.items() >= compute_record(detect_device(), "fp32").items()
 
 
 def test_apibank_is_refused_until_it_is_there(tmp_path: Path) -> None:

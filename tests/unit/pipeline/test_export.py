@@ -15,6 +15,8 @@ from itrain_contract.stageio import StageResult
 from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import DataError, PermanentError
 from itrain_pipeline.evals.collect import collect_from_results, prediction_file
+from itrain_pipeline.learn.hardware import compute_record
+from itrain_pipeline.learn.precision import cpu_device
 from itrain_pipeline.records import Example, Prediction, write_jsonl
 from itrain_pipeline.stages.export import all_results, choose, probe_rows, run
 from itrain_testing.reports import predictions
@@ -80,6 +82,7 @@ def test_the_best_iteration_is_merged_and_loads_with_transformers(results: list[
     assert tokenizer.chat_template
     assert made.info["best_point"] == "iteration-1"
     assert 0 < made.metrics["export/max_logit_difference"] < 0.05
+    assert made.info.items() >= compute_record(cpu_device(), "fp32").items()
     warmup = export(tmp_path / "other", results, best=0)
     other = AutoModelForCausalLM.from_pretrained(warmup.outputs["model/config.json"].parent, dtype="auto")
     ids = torch.tensor([[1, 7, 9]])

@@ -6,16 +6,21 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from itrain_contract.stageio import StageResult
 from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.learn.hardware import compute_record, describe, installed_versions
-from itrain_pipeline.learn.precision import Device, detect_device
+from itrain_pipeline.learn.precision import Device, Quantization, detect_device
+from itrain_pipeline.runtime import StageFunction
+from itrain_pipeline.stages import score, train, warmup
 from itrain_pipeline.stages.compute import choose_compute
-from itrain_testing.learning import learning_input
+from itrain_testing.learning import learning_input, make_examples, make_pairs, prepare_result, rollout_results
+from itrain_testing.stageports import folder_ports
 from itrain_testing.tiny_model import write_tiny_model
 
 CPU = Device(kind="cpu", count=8, memory_bytes=32 << 30)
@@ -62,3 +67,36 @@ def test_a_stage_learns_its_precision_before_the_model_is_loaded(tmp_path: Path)
     model_dir = write_tiny_model(tmp_path / "model")
     with pytest.raises(ConfigError, match="precision: got fp16 on a CPU, allowed there are auto, fp32 and bf16"):
         choose_compute(learning_input(StageKind.SCORE, {}, precision="fp16"), model_dir)
+
+
+def small_run(folder: Path) -> list[StageResult]:
+    """What the learning stages read."""
+    model_dir = write_tiny_model(folder / "model", hidden=64)
+    return [prepare_result(folder, model_dir, make_examples(4)), *rollout_results(folder / "rollout", make_pairs(4))]
+
+
+SMALL = {"globalBatch": 4, "microBatch": 2, "maxSteps": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "stage", "quantization"),
+    [
+        (StageKind.WARMUP, warmup.run, SMALL, "none"),
+        (StageKind.SCORE, score.run, {}, "none"),
+        (StageKind.TRAIN, train.run, {**SMALL, "quantization": "nf4"}, "nf4"),
+    ],
+)
+def test_every_learning_stage_records_what_it_computed_with(
+    tmp_path: Path, kind: StageKind, run: StageFunction, stage: dict[str, Any], quantization: Quantization
+) -> None:
+    iteration = 0 if kind == StageKind.WARMUP else 1
+    made = run(learning_input(kind, stage, iteration=iteration), folder_ports(tmp_path, small_run(tmp_path)))
+    assert made.info.items() >= compute_record(detect_device(), "fp32", quantization).items()
+
+
+def test_fp16_under_deepspeed_on_a_cpu_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    stage = {**SMALL, "processesPerNode": 2, "deepspeed": "zero2", "quantization": "none"}
+    ports = folder_ports(tmp_path, small_run(tmp_path))
+    with pytest.raises(ConfigError, match="precision: got fp16 on a CPU, allowed there are auto, fp32 and bf16"):
+        train.run(learning_input(StageKind.TRAIN, stage, iteration=1, precision="fp16"), ports)
+    assert not (ports.scratch / "train").exists()

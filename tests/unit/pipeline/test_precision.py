@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 import pytest
 
 from itrain_pipeline.errors import ConfigError
-from itrain_pipeline.learn.precision import Device, choose_precision, detect_device
+from itrain_pipeline.learn.precision import Device, PrecisionName, choose_precision, detect_device
+from itrain_testing.docs import ROOT
 
+PAGE = ROOT / "docs/precision.md"
 CPU = Device(kind="cpu")
 VOLTA = Device(kind="cuda", capability=(7, 0), name="V100")
 AMPERE = Device(kind="cuda", capability=(8, 0), name="A100")
@@ -51,3 +56,18 @@ def test_a_node_pool_may_prefer_another_precision_for_auto_on_its_gpus() -> None
 def test_a_preference_that_is_no_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="ITRAIN_PRECISION_DEFAULT: got 'fp8', allowed are auto, fp16, bf16, fp32"):
         detect_device({"ITRAIN_PRECISION_DEFAULT": "fp8"})
+
+
+def test_the_documentations_table_is_what_happens() -> None:
+    """Every device with every precision, the messages word for word."""
+    rows = re.findall(
+        r"^\| (\S+)(?: \(sm_\d+\))? \| `(\w+)` \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )[1:]
+    devices = {"CPU": CPU, "V100": VOLTA, "A100": AMPERE}
+    assert {row[:2] for row in rows} == {(name, precision) for name in devices for precision in get_args(PrecisionName)}
+    for name, precision, told in rows:
+        try:
+            found = choose_precision(precision, devices[name])
+        except ConfigError as error:
+            found = f"refused: {error}"
+        assert found == told

@@ -16,6 +16,8 @@ from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_pipeline.data.selection import shard_of
 from itrain_pipeline.errors import DataError, Interrupted, PermanentError, RetryableError
+from itrain_pipeline.learn.hardware import compute_record
+from itrain_pipeline.learn.precision import detect_device
 from itrain_pipeline.ports import Completion, KVCapacity, Ports, SamplingParams, StageOutput
 from itrain_pipeline.records import Example, PreferencePair, read_jsonl
 from itrain_pipeline.search.mcts import StopReason
@@ -96,6 +98,21 @@ def test_pairs_come_from_sampled_answers_with_lineage_and_better_steps_chosen(
     assert [tree["sample_id"] for tree in trees] == [example.id for example in examples]
     assert engine.adapters == [("iteration-1", None)]
     assert engine.resets == ROWS
+
+
+def test_the_engine_is_opened_in_the_precision_that_is_recorded(
+    tmp_path: Path, examples: list[Example], results: list[StageResult]
+) -> None:
+    """The spec says `auto`: what it stands for is decided where all stages decide it, not by the engine."""
+    opened: list[str] = []
+
+    def opener(*_: Any, dtype: str, **__: Any) -> ScriptedEngine:
+        opened.append(dtype)
+        return answers_to(examples)
+
+    output = rollout.run(rollout_input(STAGE), folder_ports(tmp_path / "run", results), engine_opener=opener)
+    assert opened == ["fp32"]
+    assert output.info.items() >= compute_record(detect_device(), "fp32").items()
 
 
 def test_the_newest_adapter_is_served_under_the_iterations_name_and_named_in_every_pair(

@@ -8,6 +8,7 @@ from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.learn.adapter import check_rank, continue_adapter, new_adapter, save_adapter
 from itrain_pipeline.learn.job import FitResult, TrainJob, read_rows
 from itrain_pipeline.learn.loading import load_model, load_tokenizer
+from itrain_pipeline.learn.masters import save_masters, start_from_fp32
 from itrain_pipeline.learn.overflow import check_activations
 from itrain_pipeline.learn.supervision import Supervisor
 
@@ -41,7 +42,12 @@ def fit_job(job: TrainJob, supervisor: Supervisor) -> FitResult:
     from itrain_pipeline.learn.simpo import SimpoSettings
 
     pairs = [PairRow(context_ids=c, chosen_ids=w, rejected_ids=r) for c, w, r in rows]
-    return fit_simpo(model, pairs, job, SimpoSettings(**job.loss), supervisor)
+    if job.how.deepspeed is not None and job.resume_from is None:
+        start_from_fp32(model)
+    result = fit_simpo(model, pairs, job, SimpoSettings(**job.loss), supervisor)
+    if job.how.deepspeed is not None:
+        save_masters(model, result.adapter)
+    return result
 
 
 def write_new_adapter(

@@ -68,8 +68,7 @@ def detect_device(environ: Mapping[str, str] = os.environ) -> Device:
         allowed = ", ".join(get_args(PrecisionName))
         raise ConfigError(f"{ENV_PRECISION_DEFAULT}: got {preferred!r}, allowed are {allowed}")
     if not torch.cuda.is_available():
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Device(kind="cpu", count=torch.get_num_threads(), memory_bytes=memory)
+        return cpu_device()
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     return Device(
         kind="cuda",
@@ -79,3 +78,11 @@ def detect_device(environ: Mapping[str, str] = os.environ) -> Device:
         count=torch.cuda.device_count(),
         memory_bytes=found.total_memory,
     )
+
+
+def cpu_device() -> Device:
+    """This machine without its GPUs."""
+    import torch
+
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device(kind="cpu", count=torch.get_num_threads(), memory_bytes=memory_bytes)

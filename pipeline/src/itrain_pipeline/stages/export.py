@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from itrain_contract.spec import DataSpec, IterationsSpec, ModelSpec
@@ -20,7 +20,9 @@ from itrain_pipeline.evals.metrics import flat_metrics
 from itrain_pipeline.evals.report import build_report
 from itrain_pipeline.evals.report_data import ReportData
 from itrain_pipeline.files import write_atomic
+from itrain_pipeline.learn.hardware import compute_record
 from itrain_pipeline.learn.inputs import prepare_result
+from itrain_pipeline.learn.precision import cpu_device
 from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
 from itrain_pipeline.records import Example, read_jsonl
 
@@ -67,7 +69,7 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     return StageOutput(
         metrics=weights.metrics,
         outputs={**weights.outputs, **{name: ports.scratch / "texts" / name for name in texts}},
-        info={INFO_METRIC: metric, INFO_BEST: choice.point, **weights.info},
+        info={INFO_METRIC: metric, INFO_BEST: choice.point, **weights.info, **weights.computed},
         message=f"exported {choice.point}" if weights.folder else "no adapter to export: base is the best point",
     )
 
@@ -110,6 +112,8 @@ class Weights:
     outputs: dict[str, Path]
     metrics: dict[str, float]
     info: dict[str, str]
+    computed: dict[str, str] = field(default_factory=dict)
+    """What merged them: precision, device, libraries."""
 
 
 def export_weights(stage: ExportStage, model: ModelSpec, choice: Choice, ports: Ports) -> Weights:
@@ -145,6 +149,7 @@ def export_weights(stage: ExportStage, model: ModelSpec, choice: Choice, ports: 
             "merge_difference": f"max |Δlogit| {report.max_difference:.3g} over {report.probe_positions} positions of "
             f"{report.probe_rows} rows; allowed {stage.max_logit_difference:g}",
         },
+        computed=compute_record(cpu_device(), "fp32"),
     )
 
 

@@ -230,7 +230,9 @@ def build_output(
             "rows": result.form or "",
             "processes": str(job.how.plan.processes),
             "nodes": str(ports.nodes.count),
-            "deepspeed": "none" if job.how.deepspeed is None else "yes",
+            "sharding": "none"
+            if job.how.deepspeed is None
+            else f"zero{job.how.deepspeed['zero_optimization']['stage']}",
             "adapter_before": "" if before is None else before.sha256,
             "adapter_sha256": adapter_sha256(result.adapter),
         },
