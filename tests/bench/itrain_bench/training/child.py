@@ -38,15 +38,65 @@ def run_job(measure: Callable[[dict[str, Any]], Told]) -> int:
     return 0
 
 
-def timed(work: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
-    """The result of `work`, and the figures of the fastest repetition, the one that others disturbed least."""
-    walls, cpus, found = [], [], None
-    for _ in range(repeats):
+Turn = Callable[[], Any]
+Finish = Callable[[Any], Told]
+
+
+def take_turns(module: str, jobs: dict[str, dict[str, Any]], repeats: int, folder: Path) -> dict[str, Told]:
+    """A process for each job, all ready before the first begins; then one repetition of each in turn, `repeats` times,
+    so that what else the machine does meets all of them alike. Figures are of each one's fastest repetition."""
+    children: dict[str, subprocess.Popen[str]] = {}
+    turns: dict[str, list[Told]] = {name: [] for name in jobs}
+    try:
+        for name, job in jobs.items():
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps(job))
+            command = [sys.executable, "-m", module, str(path)]
+            children[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            _answer(children[name])
+        for _ in range(repeats):
+            for name, child in children.items():
+                turns[name].append(_ask(child, "go"))
+        found = {name: _ask(child, "end") for name, child in children.items()}
+    finally:
+        for child in children.values():
+            child.kill()
+            child.communicate()
+    for name, told in found.items():
+        told |= {key: min(turn[key] for turn in turns[name]) for key in ("seconds", "cpu_seconds")}
+    return found
+
+
+def _ask(child: subprocess.Popen[str], word: str) -> Told:
+    assert child.stdin is not None
+    child.stdin.write(word + "\n")
+    child.stdin.flush()
+    return _answer(child)
+
+
+def _answer(child: subprocess.Popen[str]) -> Told:
+    """The next line that is a JSON object; libraries may print others."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise RuntimeError(f"an arm ended with {child.wait()} before its turn")
+
+
+def serve_turns(prepare: Callable[[dict[str, Any]], tuple[Turn, Finish]]) -> int:
+    """The child's side of `take_turns`: what is made once, one repetition, and what is told of the last one."""
+    turn, finish = prepare(json.loads(Path(sys.argv[1]).read_text()))
+    print("{}", flush=True)
+    found: Any = None
+    for line in sys.stdin:
+        if line.strip() == "end":
+            print(json.dumps(finish(found)), flush=True)
+            break
         began, began_cpu = time.perf_counter(), time.process_time()
-        found = work()
-        walls.append(time.perf_counter() - began)
-        cpus.append(time.process_time() - began_cpu)
-    return found, {"seconds": min(walls), "cpu_seconds": min(cpus)}
+        found = turn()
+        told = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
+        print(json.dumps(told), flush=True)
+    return 0
 
 
 def own_peak_mib() -> float:

@@ -15,14 +15,15 @@ from typing import Any
 from itrain_bench.training.answers import SHORT, AnswerWorkload, make_rows
 from itrain_bench.training.child import (
     Figures,
+    Finish,
     Say,
     Told,
+    Turn,
     flat,
     largest_difference,
     own_peak_mib,
-    run_child,
-    run_job,
-    timed,
+    serve_turns,
+    take_turns,
 )
 from itrain_bench.training.workload import write_model
 from itrain_pipeline.records import Example
@@ -43,12 +44,10 @@ def ppl_figures(
         sized = dataclasses.replace(workload, vocabulary=vocabulary)
         name = f"{vocabulary // 1000}k" if vocabulary >= 1000 else str(vocabulary)
         model = write_model(sized.model, folder / name / "model")
-        told: dict[str, Told] = {}
-        for arm in arms:
-            job = {"arm": arm, "workload": dataclasses.asdict(sized), "model": str(model)}
-            told[arm] = run_child("itrain_bench.training.ppl", job, folder / name / arm)
-            figures |= flat(f"ppl_{name}_{arm}", told[arm])
-            found = told[arm]
+        jobs = {arm: {"arm": arm, "workload": dataclasses.asdict(sized), "model": str(model)} for arm in arms}
+        told = take_turns("itrain_bench.training.ppl", jobs, sized.repeats, folder / name)
+        for arm, found in told.items():
+            figures |= flat(f"ppl_{name}_{arm}", found)
             say(f"perplexity {name} {arm}: {found['cpu_seconds']:.2f} CPU s, peak {found['peak_mib']:,.0f} MiB")
             worst = max(worst, largest_difference(found["logprobs"], told[REFERENCE]["logprobs"]))
         assert worst < SAME, f"the arms' logprobs differ by {worst}"
@@ -71,8 +70,8 @@ def compare(name: str, told: dict[str, Told]) -> Figures:
     return figures
 
 
-def measure(job: dict[str, Any]) -> Told:
-    """One arm in a process of its own, one thread, fp32, no gradients."""
+def prepare(job: dict[str, Any]) -> tuple[Turn, Finish]:
+    """One arm in a process of its own, one thread, fp32, no gradients, warmed up by a short row."""
     import torch
 
     from itrain_pipeline.learn.loading import load_model
@@ -84,8 +83,12 @@ def measure(job: dict[str, Any]) -> Told:
     score(model, make_rows(workload, 1, prompt=SHORT))
     rows = make_rows(workload, workload.rows)
     loaded = own_peak_mib()
-    (logprobs, tokens), figures = timed(lambda: score(model, rows), workload.repeats)
-    return {**figures, "tokens": tokens, "logprobs": logprobs, "loaded_mib": loaded, "peak_mib": own_peak_mib()}
+
+    def finish(found: tuple[list[float], int]) -> Told:
+        logprobs, tokens = found
+        return {"tokens": tokens, "logprobs": logprobs, "loaded_mib": loaded, "peak_mib": own_peak_mib()}
+
+    return lambda: score(model, rows), finish
 
 
 def every_position(model: Any, rows: Sequence[Example]) -> tuple[list[float], int]:
@@ -132,4 +135,4 @@ def _length(row: Example) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(measure))
+    sys.exit(serve_turns(prepare))
