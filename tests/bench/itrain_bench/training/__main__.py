@@ -23,12 +23,12 @@ from itrain_bench.training.workload import Workload
 
 OUT = Path(__file__).parents[4] / "build/bench/train.json"
 PARTS = ("simpo", "sft", "ppl")
-QUICK = Workload(trees=2, pairs_per_tree=2, repeats=2, layers=6)
+QUICK = Workload(trees=1, pairs_per_tree=2, repeats=2, layers=6)
 FULL = Workload(trees=4, pairs_per_tree=2, repeats=5)
 MORE_PAIRS = Workload(trees=2, pairs_per_tree=4, repeats=3)
-QUICK_SFT = AnswerWorkload(rows=8, repeats=2, layers=6)
+QUICK_SFT = AnswerWorkload(rows=4, repeats=2, layers=6, global_batch=4)
 FULL_SFT = AnswerWorkload(rows=16, repeats=5)
-QUICK_PPL = AnswerWorkload(rows=4, repeats=4)
+QUICK_PPL = AnswerWorkload(rows=4, repeats=3)
 FULL_PPL = AnswerWorkload(rows=16, repeats=3)
 VOCABULARIES = (4_000, 32_000, 128_000)
 TARGETS = {"sft_speedup": 1.0, "ppl_speedup_4k": 1.2, "ppl_speedup_32k": 2.5, "ppl_speedup_128k": 5.0}
