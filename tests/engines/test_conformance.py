@@ -271,6 +271,20 @@ def test_a_request_for_nothing_is_refused(engine: Engine) -> None:
         ask(engine, PROMPTS[0], params(1, max_tokens=0))
 
 
+def test_an_id_that_an_engine_would_die_of_fails_its_request_for_good_and_alone(engine: Engine) -> None:
+    before = engine.kv_capacity()
+    for wrong in (100_000, 320, -1):
+        message = f"a prompt with the id {wrong}, outside of the model's vocabulary of 320"
+        with pytest.raises(PermanentError, match=message):
+            ask(engine, (1, wrong), params(1, 2))
+        with pytest.raises(PermanentError, match=message):
+            asyncio.run(engine.option_logprobs((1, wrong), [5]))
+        with pytest.raises(PermanentError, match=f"a judgement with the id {wrong}, outside"):
+            asyncio.run(engine.option_logprobs((1, 20), [5, wrong]))
+    assert engine.kv_capacity() == before
+    assert len(ask(engine, (1, 319), params(1, 2))) == 2
+
+
 def test_an_adapter_of_a_higher_rank_than_any_before_is_served(
     bench: Any, model_dir: Path, adapters: list[Path], tmp_path: Path
 ) -> None:

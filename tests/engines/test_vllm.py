@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from itrain_pipeline.errors import ConfigError, PermanentError
-from itrain_pipeline.ports import SamplingParams
+from itrain_pipeline.errors import ConfigError
 
 PRELOAD = os.environ.get("LD_PRELOAD")
 """Of this process, before any engine was opened in it."""
@@ -22,15 +20,6 @@ pytestmark = pytest.mark.parametrize("shelf", ["vllm"], indirect=True)
 @pytest.fixture
 def vllm(shelf: Any) -> Any:
     return shelf
-
-
-def test_a_prompt_that_vllm_would_die_of_fails_for_good_and_alone(vllm: Any, model_dir: Path) -> None:
-    engine = vllm.shared(model_dir)
-    before = engine.kv_capacity()
-    with pytest.raises(PermanentError, match="outside of the model's vocabulary of 320"):
-        asyncio.run(engine.generate((1, 100_000), SamplingParams(seeds=(1, 2), max_tokens=4)))
-    assert engine.kv_capacity() == before
-    assert len(asyncio.run(engine.generate((1, 20), SamplingParams(seeds=(1, 2), max_tokens=4)))) == 2
 
 
 def test_the_process_is_as_it_was(vllm: Any, model_dir: Path) -> None:

@@ -142,6 +142,32 @@ def test_a_failing_device_fails_its_requests_with_a_cause_and_the_next_ones_work
     using(engine, body)
 
 
+def test_an_error_that_nobody_foresaw_ends_the_engine_and_leaves_no_caller_waiting(model_dir: Path) -> None:
+    engine = open_engine("transformers", model_dir)
+    runner = engine._runner  # type: ignore[attr-defined]
+
+    class Wrong:
+        """The runner, but for a mistake in its program."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(runner, name)
+
+        def prefill(self, *_: Any, **__: Any) -> torch.Tensor:
+            raise KeyError("bug")
+
+    engine._runner = Wrong()  # type: ignore[attr-defined]
+
+    async def body(engine: Engine) -> None:
+        asked: list[Awaitable[Any]] = [engine.generate(prompt, params(1, 2)) for prompt in PROMPTS]
+        asked.append(engine.option_logprobs(PROMPTS[0], [5]))
+        failed = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+        assert all(isinstance(error, RetryableError) and "KeyError: 'bug'" in str(error) for error in failed)
+        with pytest.raises(RetryableError, match="the engine died: KeyError: 'bug'"):
+            await engine.generate(PROMPTS[0], params(1))
+
+    using(engine, body)
+
+
 def test_a_model_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     for kind in ("auto", "transformers"):
         with pytest.raises(ConfigError, match=r"has no config\.json"):

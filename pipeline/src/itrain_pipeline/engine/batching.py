@@ -8,7 +8,6 @@ requests alone, so the same requests give the same bits.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from itrain_pipeline.engine.checks import (
+    NOT_FINITE,
+    check_finite,
+    check_ids,
+    check_new_name,
+    check_params,
+    prompt_room,
+)
 from itrain_pipeline.engine.kvcache import RadixCache
 from itrain_pipeline.engine.sampling import sample_tokens
 from itrain_pipeline.errors import ConfigError, PermanentError, RetryableError, StageError
@@ -25,9 +32,6 @@ if TYPE_CHECKING:
     import torch
 
     from itrain_pipeline.engine.transformers import ModelRunner
-
-
-NOT_FINITE = "the model returned logits that are not finite"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -94,8 +98,7 @@ class BatchingEngine:
 
     async def generate(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Completion]:
         room = self._room(prompt_ids)
-        if not params.seeds or params.max_tokens < 1:
-            raise ConfigError(f"a request needs seeds and max_tokens >= 1, got {params}")
+        check_params(params)
         done: asyncio.Future[list[Completion]] = asyncio.get_running_loop().create_future()
         self._enqueue(
             _Request(prompt=tuple(prompt_ids), params=params, max_tokens=min(params.max_tokens, room), done=done)
@@ -104,13 +107,13 @@ class BatchingEngine:
 
     async def option_logprobs(self, prompt_ids: Sequence[int], options: Sequence[int]) -> list[float]:
         self._room(prompt_ids)
+        check_ids("judgement", options, vocabulary=self._runner.vocabulary_size)
         done: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
         self._enqueue(_Options(prompt=tuple(prompt_ids), options=tuple(options), done=done))
         return await done
 
     def load_adapter(self, name: str, folder: Path | None) -> None:
-        if name in self._adapters:
-            raise ConfigError(f"adapter name {name!r} was already used in this engine: every load needs a new name")
+        check_new_name(name, self._adapters)
         if self._rows or self._waiting:
             raise ConfigError(f"adapter {name!r} cannot be loaded while {len(self._rows)} sequences are decoded")
         self._runner.load_adapter(name, folder)
@@ -158,14 +161,7 @@ class BatchingEngine:
             raise RetryableError("the engine is closed")
         if self._death is not None:
             raise again(self._death)
-        if not prompt_ids:
-            raise PermanentError("a prompt needs at least one token")
-        room = self.max_model_len - len(prompt_ids)
-        if room < 1:
-            raise PermanentError(
-                f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {self.max_model_len}"
-            )
-        return room
+        return prompt_room(prompt_ids, context=self.max_model_len, vocabulary=self._runner.vocabulary_size)
 
     def _enqueue(self, request: _Request | _Options) -> None:
         self._requests += 1
@@ -202,11 +198,13 @@ class BatchingEngine:
                 else:
                     log_probs = self._prefill(request.prompt, spare_rows=1).float().log_softmax(dim=-1)
                     values = [float(log_probs[option]) for option in request.options]
-                    if not all(map(math.isfinite, values)):
-                        raise PermanentError(NOT_FINITE)
+                    check_finite(values)
                     request.done.set_result(values)
             except (StageError, RuntimeError) as error:
                 _fail(request.done, error)
+            except Exception as error:
+                _fail(request.done, error)  # the engine dies, and this request is in no list any more
+                raise
 
     def _fits(self, request: _Request) -> bool:
         """Whether the slab may grow for it; alone, any request may run."""

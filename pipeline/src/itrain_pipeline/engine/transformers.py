@@ -31,6 +31,7 @@ class ModelRunner:
         self._peft: Any = None
         self._device: torch.device = model.device
         self.max_model_len = max_model_len
+        self.vocabulary_size = int(config.vocab_size)
         self.eos_token_ids = eos_token_ids(model.generation_config, model.config)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -20,10 +20,10 @@ from typing import Any
 
 from itrain_pipeline.engine import vllm_versions as versions
 from itrain_pipeline.engine.adapters import check_servable
-from itrain_pipeline.engine.batching import NOT_FINITE
+from itrain_pipeline.engine.checks import check_finite, check_ids, check_new_name, check_params, prompt_room
 from itrain_pipeline.engine.transformers import eos_token_ids
 from itrain_pipeline.engine.vllm_stepper import Call, Stepper
-from itrain_pipeline.errors import ConfigError, PermanentError, RetryableError, StageError
+from itrain_pipeline.errors import ConfigError, RetryableError, StageError
 from itrain_pipeline.ports import Completion, EngineCounters, KVCapacity, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ class VllmEngine:
 
     async def generate(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Completion]:
         room = self._room(prompt_ids)
-        if not params.seeds or params.max_tokens < 1:
-            raise ConfigError(f"a request needs seeds and max_tokens >= 1, got {params}")
+        check_params(params)
         stop = params.stop_token_ids or self._eos
         max_tokens = min(params.max_tokens, room)
         requests = [
@@ -61,15 +60,14 @@ class VllmEngine:
 
     async def option_logprobs(self, prompt_ids: Sequence[int], options: Sequence[int]) -> list[float]:
         self._room(prompt_ids)
+        check_ids("judgement", options, vocabulary=versions.vocabulary_size(self._started().engine))
         outputs = await self._answered(prompt_ids, versions.option_sampling(options))
         values = versions.option_values(outputs, options)
-        if not all(map(math.isfinite, values)):
-            raise PermanentError(NOT_FINITE)
+        check_finite(values)
         return values
 
     def load_adapter(self, name: str, folder: Path | None) -> None:
-        if name in self._adapters:
-            raise ConfigError(f"adapter name {name!r} was already used in this engine: every load needs a new name")
+        check_new_name(name, self._adapters)
         if self._stepper is not None and (calls := self._stepper.in_flight()):
             raise ConfigError(f"adapter {name!r} cannot be loaded while {len(calls)} requests are answered")
         adapter = None
@@ -141,16 +139,8 @@ class VllmEngine:
             ) from error
 
     def _room(self, prompt_ids: Sequence[int]) -> int:
-        limit = self.max_model_len
-        if not prompt_ids:
-            raise PermanentError("a prompt needs at least one token")
-        room = limit - len(prompt_ids)
-        if room < 1:
-            raise PermanentError(f"a prompt of {len(prompt_ids)} tokens leaves no room in a context of {limit}")
-        size = versions.vocabulary_size(self._started().engine)
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < size:  # 0.19 dies of it
-            raise PermanentError(f"a prompt with an id outside of the model's vocabulary of {size}")
-        return room
+        vocabulary = versions.vocabulary_size(self._started().engine)
+        return prompt_room(prompt_ids, context=self.max_model_len, vocabulary=vocabulary)
 
     async def _answered(self, prompt_ids: Sequence[int], requests: Sequence[Any]) -> list[Any]:
         stepper = self._started()
@@ -190,8 +180,7 @@ def _completion(output: Any) -> Completion:
         raise RetryableError(f"vllm ended a request with {done.finish_reason!r}")
     token_ids = tuple(int(token) for token in done.token_ids)
     logprobs = tuple(float(at[token].logprob) for at, token in zip(done.logprobs, token_ids, strict=True))
-    if not all(map(math.isfinite, logprobs)):
-        raise PermanentError(NOT_FINITE)
+    check_finite(logprobs)
     return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason=done.finish_reason)
 
 
