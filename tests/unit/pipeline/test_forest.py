@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from itrain_pipeline.errors import Interrupted, PermanentError, RetryableError
 from itrain_pipeline.search.forest import MAX_REASONS, Forest, ForestStats, RetryPolicy, with_retries
+from itrain_testing.instructions import counted_instructions
 
 
 class Stop:
@@ -190,23 +188,6 @@ async def one_after_the_other(trees: int, **grow: Any) -> None:
     await forest(search, in_flight=trees).grow(range(trees), **{"on_result": lambda *_: None, **grow})
 
 
-@contextmanager
-def counted_instructions() -> Iterator[list[int]]:
-    """How many of Python's instructions are carried out, whoever's they are."""
-    count, before = [0], sys.gettrace()
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        frame.f_trace_opcodes = True
-        count[0] += event == "opcode"
-        return trace
-
-    sys.settrace(trace)
-    try:
-        yield count
-    finally:
-        sys.settrace(before)
-
-
 def test_a_tree_that_ends_costs_as_much_among_many_as_among_few() -> None:
     def instructions(trees: int) -> float:
         async def run() -> int:
@@ -216,7 +197,7 @@ def test_a_tree_that_ends_costs_as_much_among_many_as_among_few() -> None:
 
         return asyncio.run(run()) / trees
 
-    assert instructions(240) < 1.1 * instructions(30)
+    assert instructions(160) < 1.1 * instructions(30)
 
 
 def test_which_trees_are_needed_is_asked_a_few_times_for_each_that_ends() -> None:

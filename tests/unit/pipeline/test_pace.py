@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from itrain_pipeline.search.pace import MAX_TREES, Plan, Turns, blocks, plan_trees, tree_blocks
+from itrain_testing.instructions import counted_instructions
 
 
 def plan(free: int, in_flight: int, *, total: int = 1600, need: int = 100, cap: int = 0) -> Plan:
@@ -85,3 +86,51 @@ def test_only_the_oldest_trees_ask_and_the_others_go_on_when_there_is_room() -> 
         await asyncio.wait_for(turns.wait("never entered"), 5)
 
     asyncio.run(run())
+
+
+def test_a_request_that_waits_no_more_and_a_tree_that_left_hold_nobody_up() -> None:
+    async def run() -> None:
+        turns = Turns(limit=1)
+        for tree in "abc":
+            turns.enter(tree)
+        gone, left, last = (asyncio.ensure_future(turns.wait(tree)) for tree in "bbc")
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        turns.leave("b")
+        await asyncio.wait_for(left, 5)
+        assert not last.done()
+        turns.set_limit(0)
+        turns.leave("a")
+        await asyncio.sleep(0)
+        assert not last.done()
+        turns.set_limit(1)
+        await asyncio.wait_for(last, 5)
+
+    asyncio.run(run())
+
+
+def test_a_turn_costs_as_much_among_many_that_wait_as_among_few() -> None:
+    def instructions(trees: int) -> float:
+        async def run() -> int:
+            turns = Turns(limit=trees // 2)
+            gates = [asyncio.Event() for _ in range(trees + 1)]
+            gates[0].set()
+
+            async def search(tree: int) -> None:
+                await turns.wait(tree)
+                await gates[tree].wait()
+                await asyncio.sleep(0)
+                turns.leave(tree)
+                gates[tree + 1].set()
+
+            for tree in range(trees):
+                turns.enter(tree)
+            with counted_instructions() as count:
+                await asyncio.gather(*(search(tree) for tree in range(trees)))
+            assert turns.waits == trees - trees // 2
+            return count[0]
+
+        return asyncio.run(run()) / trees
+
+    assert instructions(160) < 1.1 * instructions(30)

@@ -9,8 +9,11 @@ cancelled, which would throw tokens away and ask for them again: its next reques
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import islice
 from typing import Literal
 
 MAX_TREES = 4096
@@ -65,23 +68,33 @@ class Turns:
     limit: int = MAX_TREES
     waits: int = 0
     """Requests that had to wait."""
-    _trees: dict[Hashable, None] = field(default_factory=dict)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _trees: dict[Hashable, int] = field(default_factory=dict)
+    """Oldest first, with the number of its entrance."""
+    _entered: int = 0
+    _newest: float | None = math.inf
+    """Number of the youngest tree whose turn it is; None where it must be looked for again."""
+    _waiting: dict[int, list[asyncio.Future[None]]] = field(default_factory=dict)
+    _next: list[int] = field(default_factory=list)
+    """A heap of the numbers in `_waiting`: a change walks over those whose turn it becomes, not over all that wait."""
 
     def __len__(self) -> int:
         return len(self._trees)
 
     def enter(self, tree: Hashable) -> None:
-        self._trees[tree] = None
+        self._trees[tree] = self._entered
+        self._entered += 1
+        self._newest = None
 
     def leave(self, tree: Hashable) -> None:
-        self._trees.pop(tree, None)
-        self._wake()
+        number = self._trees.pop(tree, None)
+        if number is not None:
+            self._wake(number)
+        self._changed()
 
     def set_limit(self, limit: int) -> None:
         if limit != self.limit:
             self.limit = limit
-            self._wake()
+            self._changed()
 
     async def wait(self, tree: Hashable) -> None:
         """Returns when it is the tree's turn; at once for a tree that never entered."""
@@ -89,13 +102,31 @@ class Turns:
             return
         self.waits += 1
         while self._held(tree):
-            await self._changed.wait()
+            number, turn = self._trees[tree], asyncio.get_running_loop().create_future()
+            if number not in self._waiting:
+                heappush(self._next, number)
+            self._waiting.setdefault(number, []).append(turn)
+            await turn
 
     def _held(self, tree: Hashable) -> bool:
-        if len(self._trees) <= self.limit or tree not in self._trees:
-            return False
-        return list(self._trees).index(tree) >= self.limit
+        return self._trees.get(tree, -1) > self._youngest()
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _youngest(self) -> float:
+        if self._newest is None:
+            if self.limit < 1:
+                self._newest = -1
+            elif self.limit < len(self._trees):
+                self._newest = next(islice(self._trees.values(), self.limit - 1, None))
+            else:
+                self._newest = math.inf
+        return self._newest
+
+    def _changed(self) -> None:
+        self._newest = None
+        while self._next and self._next[0] <= self._youngest():
+            self._wake(heappop(self._next))
+
+    def _wake(self, number: int) -> None:
+        for turn in self._waiting.pop(number, ()):
+            if not turn.done():  # its caller is gone
+                turn.set_result(None)
