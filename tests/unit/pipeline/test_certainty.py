@@ -15,7 +15,7 @@ from itrain_contract.stagespec import RolloutStage
 from itrain_pipeline.errors import RetryableError
 from itrain_pipeline.records import Example, ToolCall
 from itrain_pipeline.search.certainty import GroundTruth, certain_truth
-from itrain_pipeline.search.judge import Judge
+from itrain_pipeline.search.judge import Judge, judge_form
 from itrain_pipeline.search.levers import ALL_OFF, Levers
 from itrain_pipeline.search.mcts import Oracle, TreeSearch, stop_reason
 from itrain_pipeline.search.pairs import step_pairs
@@ -251,7 +251,7 @@ class Slow:
 
 
 def judged_tree(levers: Levers, slow: Slow) -> Judge:
-    judge = Judge(encode=lambda text: [ord(c) for c in text], ask=slow, remember=levers.memo)
+    judge = Judge(judge_form(lambda text: [ord(c) for c in text]), ask=slow, remember=levers.memo)
     engine = ScriptedEngine()
     oracle = Oracle(
         ask=lambda answer, params: engine.generate((*PROMPT, *answer), params),
@@ -282,7 +282,7 @@ def test_siblings_are_judged_together_and_equal_texts_once() -> None:
 
 def test_blanks_make_no_other_text_and_a_failed_judgement_is_not_remembered() -> None:
     slow = Slow(RetryableError("gone"))
-    judge = Judge(encode=lambda text: [ord(c) for c in text], ask=slow)
+    judge = Judge(judge_form(lambda text: [ord(c) for c in text]), ask=slow)
 
     async def run() -> None:
         with pytest.raises(RetryableError):

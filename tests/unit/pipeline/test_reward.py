@@ -12,7 +12,7 @@ import pytest
 
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.records import Example, Message, ToolCall
-from itrain_pipeline.search.judge import RUBRIC, Judge, judge_value, option_ids
+from itrain_pipeline.search.judge import RUBRIC, Judge, judge_form, judge_value, option_ids
 from itrain_pipeline.search.reward import Reward, word_f1
 from itrain_pipeline.search.vocabulary import TokenBytes
 from itrain_testing.tiny_model import build_tokenizer
@@ -52,7 +52,7 @@ def code_points(text: str) -> list[int]:
 
 
 def reward(kind: Any, recorder: Recorder | None = None) -> Reward:
-    judge = Judge(encode=code_points, ask=recorder) if recorder else None
+    judge = Judge(judge_form(code_points), ask=recorder) if recorder else None
     return Reward(kind=kind, call_format="pythonic", judge=judge)
 
 
@@ -121,7 +121,7 @@ def test_options_are_matched_by_id_and_never_by_substring() -> None:
 
 
 def test_the_prompt_has_rubric_then_truth_then_answer_so_that_beginnings_are_shared() -> None:
-    judge = Judge(encode=code_points, ask=Recorder(), bos_ids=(1,))
+    judge = Judge(judge_form(code_points, (1,)), ask=Recorder())
     one, other = judge.prompt("truth", "first answer"), judge.prompt("truth", "second")
     text = "".join(map(chr, one[1:]))
     assert text.index(RUBRIC) == 0
@@ -130,6 +130,36 @@ def test_the_prompt_has_rubric_then_truth_then_answer_so_that_beginnings_are_sha
     assert "".join(map(chr, one[1:shared])).endswith("truth\n\nResponse:\n")
     assert one[0] == 1
     assert text.endswith("(")
+
+
+def test_what_all_judgements_share_is_encoded_once_and_a_truth_once_in_a_tree() -> None:
+    encoded: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        encoded.append(text)
+        return code_points(text)
+
+    form = judge_form(encode, (1,))
+    assert encoded == [*"ABCD", RUBRIC, "\nThe option of overall quality is ("]
+    encoded.clear()
+    recorder = Recorder()
+
+    async def trees() -> None:
+        for truth in ("first", "second"):
+            judge = Judge(form, ask=recorder)
+            for answer in ("x", "y"):
+                await judge.value(truth, answer)
+
+    asyncio.run(trees())
+    for_counters = ["first", "x", "y", "second", "x", "y"]
+    in_prompts = [
+        text
+        for truth in ("first", "second")
+        for text in (f"\nGround truth:\n{truth}\n", "\nResponse:\nx\n", "\nResponse:\ny\n")
+    ]
+    assert sorted(encoded) == sorted(for_counters + in_prompts)
+    whole = RUBRIC + "\nGround truth:\nsecond\n" + "\nResponse:\ny\n" + "\nThe option of overall quality is ("
+    assert recorder.asked[-1] == ((1, *code_points(whole)), tuple(map(ord, "ABCD")))
 
 
 def test_a_text_is_judged_once() -> None:

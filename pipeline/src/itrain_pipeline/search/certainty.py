@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from itrain_pipeline.records import Example
-from itrain_pipeline.toolcalls.beginnings import OPENERS, may_become, opens_call
+from itrain_pipeline.toolcalls.bare import read_bare_answer
+from itrain_pipeline.toolcalls.beginnings import may_become, opens_call
 from itrain_pipeline.toolcalls.compare import exact_match
 from itrain_pipeline.toolcalls.parse import parse
 
@@ -28,18 +29,12 @@ class GroundTruth:
     decode: Callable[[Sequence[int]], str]
 
     def reached(self, answer_ids: tuple[int, ...]) -> bool:
-        """Whether an answer is right as it stands: the parser finds calls among words, which no step must teach."""
+        """Whether an answer is right as it stands: what the parser overlooks around calls, no step must teach."""
         answer = self.decode(answer_ids)
         if self.example.has_call:
-            bare = answer.strip()
-            begins = bare.startswith(OPENERS[self.call_format])
-            return begins and self._calls_right(bare) and not self._calls_right(bare[:-1])
+            return exact_match(read_bare_answer(answer, self.call_format), self.example.calls)
         parsed = parse(answer, self.call_format)
         return parsed.is_text and plain(answer) == plain(self.example.answer)
-
-    def _calls_right(self, text: str) -> bool:
-        calls = parse(text, self.call_format).calls
-        return bool(calls) and exact_match(calls, self.example.calls)
 
     def excluded(self, beginning_ids: tuple[int, ...]) -> bool:
         beginning = self.decode(beginning_ids).rstrip("\ufffd")  # a character of which the last bytes are missing

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from itrain_pipeline.errors import ConfigError
 
@@ -22,6 +23,7 @@ complete and free of anything that does not belong.
 (C) Fair: partly right; a fact, value or part that matters is wrong or missing.
 (D) Poor: wrong, irrelevant, unreadable or harmful.
 """
+QUESTION = "\nThe option of overall quality is ("
 
 Encode = Callable[[str], Sequence[int]]
 OptionLogprobs = Callable[[tuple[int, ...], tuple[int, ...]], Awaitable[list[float]]]
@@ -50,6 +52,27 @@ def option_ids(encode: Encode) -> tuple[int, ...]:
     return tuple(one[0] for one in ids)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeForm:
+    """What is the same in all judgements, as token ids: encoded once for all trees."""
+
+    encode: Encode
+    beginning: tuple[int, ...]
+    """What every text of the model begins with, and the rubric."""
+    question: tuple[int, ...]
+    options: tuple[int, ...]
+
+
+def judge_form(encode: Encode, bos_ids: Sequence[int] = ()) -> JudgeForm:
+    """Raises ConfigError when a letter of an option is not one token of its own."""
+    return JudgeForm(
+        encode=encode,
+        options=option_ids(encode),
+        beginning=(*bos_ids, *encode(RUBRIC)),
+        question=tuple(encode(QUESTION)),
+    )
+
+
 class Judge:
     """Values of free-text answers, remembered by (ground truth, answer) but for their blanks.
 
@@ -57,12 +80,9 @@ class Judge:
     judged is not asked about again: siblings with one text share the request.
     """
 
-    def __init__(
-        self, *, encode: Encode, ask: OptionLogprobs, bos_ids: Sequence[int] = (), remember: bool = True
-    ) -> None:
-        self._encode, self._ask, self._remember = encode, ask, remember
-        self._options = option_ids(encode)
-        self._rubric = (*bos_ids, *encode(RUBRIC))
+    def __init__(self, form: JudgeForm, *, ask: OptionLogprobs, remember: bool = True) -> None:
+        self._form, self._ask, self._remember = form, ask, remember
+        self._truths: dict[str, tuple[int, ...]] = {}
         self._known: dict[tuple[str, str], asyncio.Task[float]] = {}
         self._judged: set[tuple[str, str]] = set()
         self.calls = self.hits = 0
@@ -71,13 +91,11 @@ class Judge:
 
     def prompt(self, truth: str, answer: str) -> tuple[int, ...]:
         """Rubric, ground truth, answer, question; encoded apart, so that equal parts are equal ids."""
-        tail = "\nThe option of overall quality is ("
-        return (
-            *self._rubric,
-            *self._encode(f"\nGround truth:\n{truth}\n"),
-            *self._encode(f"\nResponse:\n{answer}\n"),
-            *self._encode(tail),
-        )
+        form = self._form
+        if truth not in self._truths:
+            self._truths[truth] = tuple(form.encode(f"\nGround truth:\n{truth}\n"))
+        said = form.encode(f"\nResponse:\n{answer}\n")
+        return (*form.beginning, *self._truths[truth], *said, *form.question)
 
     async def value(self, truth: str, answer: str) -> float:
         """The value of an answer; raises what `ask` raised, which is not remembered."""
@@ -95,14 +113,14 @@ class Judge:
             raise
 
     async def _value(self, truth: str, answer: str) -> float:
-        return judge_value(await self._ask(self.prompt(truth, answer), self._options))
+        return judge_value(await self._ask(self.prompt(truth, answer), self._form.options))
 
     def _count(self, key: tuple[str, str]) -> None:
         self.calls += 1
         if key not in self._judged:
             truth, answer = key
             if all(known != truth for known, _ in self._judged):
-                self.truth_tokens += len(self._encode(truth))
+                self.truth_tokens += len(self._form.encode(truth))
             self.judged += 1
-            self.judged_tokens += len(self._encode(answer))
+            self.judged_tokens += len(self._form.encode(answer))
             self._judged.add(key)

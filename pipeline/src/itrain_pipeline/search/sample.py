@@ -12,7 +12,7 @@ from itrain_pipeline.search.baselines import method_pairs, method_settings
 from itrain_pipeline.search.budget import Budget
 from itrain_pipeline.search.certainty import certain_truth
 from itrain_pipeline.search.forest import ForestStats, RetryPolicy, with_retries
-from itrain_pipeline.search.judge import Encode, Judge
+from itrain_pipeline.search.judge import Encode, Judge, JudgeForm, judge_form
 from itrain_pipeline.search.levers import Levers
 from itrain_pipeline.search.mcts import Cut, Oracle, StopReason, TreeSearch, stop_reason
 from itrain_pipeline.search.pace import Turns
@@ -74,6 +74,13 @@ class SampleSearch:
     turns: Turns = field(default_factory=Turns)
     budget: Budget | None = None
     """None: every tree has its own simulations and no more."""
+    form: JudgeForm | None = field(init=False)
+    """What all judgements share; None where nobody judges."""
+
+    def __post_init__(self) -> None:
+        judged = self.settings.reward != "rule"
+        form = judge_form(self.language.encode, self.language.bos_ids) if judged else None
+        object.__setattr__(self, "form", form)
 
     async def run(self, example: Example) -> SearchedSample:
         """The searched tree of one example. Raises PermanentError or, after all retries, RetryableError."""
@@ -91,7 +98,7 @@ class SampleSearch:
 
     async def _search(self, example: Example, usage: _Usage) -> SearchedSample:
         settings, decode = method_settings(self.settings), self.language.decode
-        judge = None if settings.reward == "rule" else self._judge(example, usage)
+        judge = None if self.form is None else self._judge(example, usage, self.form)
         oracle = self._oracle(example, usage, judge)
         rng = random.Random(self._seed(example, (), -1))
         search = TreeSearch(settings, oracle, rng=rng, levers=self.levers)
@@ -184,7 +191,7 @@ class SampleSearch:
             ),
         )
 
-    def _judge(self, example: Example, usage: _Usage) -> Judge:
+    def _judge(self, example: Example, usage: _Usage, form: JudgeForm) -> Judge:
         """One judge a tree: what it remembers must not depend on the trees before it."""
 
         async def ask(prompt: tuple[int, ...], options: tuple[int, ...]) -> list[float]:
@@ -194,7 +201,7 @@ class SampleSearch:
             usage.prompt_tokens += len(prompt)
             return found
 
-        return Judge(encode=self.language.encode, ask=ask, bos_ids=self.language.bos_ids, remember=self.levers.memo)
+        return Judge(form, ask=ask, remember=self.levers.memo)
 
     def _seed(self, example: Example, answer_ids: tuple[int, ...], visit: int) -> int:
         return derive_seed(

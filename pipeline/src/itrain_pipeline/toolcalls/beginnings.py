@@ -24,6 +24,7 @@ _WORDS: Final[Mapping[Any, tuple[str, ...]]] = {
     None: ("None", "null"),
 }
 Matcher = Callable[[str, int, ToolCall], int]
+NameMatcher = Callable[[str, int, str], int]
 
 
 class _EndedError(Exception):
@@ -101,7 +102,7 @@ def _pythonic_call(text: str, at: int, call: ToolCall) -> int:
             if left:
                 raise _DiffersError
             return at + 1
-        name, at = _next_key(text, at, left, lambda name: (name,), "=")
+        name, at = _next_key(text, at, left, _literal, "=")
         at = _value(text, at, left.pop(name))
         at = skip_space(text, at)
         if text.startswith(",", at):
@@ -216,24 +217,21 @@ def _dict(text: str, at: int, wanted: Mapping[str, Any]) -> int:
             raise _EndedError
         if not left:
             return _literal(text, at, "}")
-        name, at = _next_key(text, at, left, lambda name: (f"'{name}'", f'"{name}"'), ":")
+        name, at = _next_key(text, at, left, _string, ":")
         at = _value(text, at, left.pop(name))
 
 
-def _next_key(
-    text: str, at: int, left: Mapping[str, Any], spellings: Callable[[str], tuple[str, ...]], sign: str
-) -> tuple[str, int]:
+def _next_key(text: str, at: int, left: Mapping[str, Any], match_name: NameMatcher, sign: str) -> tuple[str, int]:
     """Which of the names that are left stands here, and the position behind the sign after it."""
     ended = False
     for name in left:
-        for spelling in spellings(name):
-            end = skip_space(text, at + len(spelling))
-            if not text.startswith(spelling, at):
-                ended = ended or spelling.startswith(text[at:])
-            elif text.startswith(sign, end):
-                return name, end + len(sign)
-            else:
-                ended = ended or end >= len(text)
+        try:
+            end = match_name(text, at, name)
+            return name, _literal(text, skip_space(text, end), sign)
+        except _EndedError:
+            ended = True
+        except _DiffersError:
+            continue
     raise _EndedError if ended else _DiffersError
 
 
