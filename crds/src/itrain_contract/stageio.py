@@ -184,6 +184,8 @@ def spec_slice(spec: ITrainRunSpec, kind: StageKind) -> dict[str, Any]:
             sliced[alias] = dump[alias]
     if kind is StageKind.ROLLOUT:  # it merges the score shards and selects from them
         sliced["selection"] = {"fraction": spec.stages.score.fraction, "stratify": spec.stages.score.stratify}
+    if kind is StageKind.TRAIN:  # its guards read answers
+        sliced["callFormat"] = spec.data.call_format
     return sliced
 
 

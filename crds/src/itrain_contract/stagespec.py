@@ -188,6 +188,19 @@ class RolloutStage(ShardedStage):
     the bit, always."""
 
 
+class TrainGuards(SpecModel):
+    """What ends a training that ruins the model: exit 70, with the step, the value and the limit."""
+
+    chosen_logprob_drop: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    """Nats that the mean logprob of a chosen step's token may fall below its start; 0 turns this guard off."""
+    probe_rows: Annotated[int, Field(ge=0, le=16)] = 16
+    """Training prompts with a call as answer that are answered greedily during training; 0 turns this guard off."""
+    probe_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Optimiser steps between two probes; one more precedes the first step, one follows the last."""
+    validity_drop: Fraction = 0.25
+    """How far the share of probe answers that are readable calls may fall below its start."""
+
+
 class TrainStage(Stage):
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
     nodes: Annotated[int, Field(ge=1, le=512)] = 1
@@ -218,6 +231,7 @@ class TrainStage(Stage):
     max_length: Tokens = 4096
     gradient_checkpointing: bool = False
     checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    guards: TrainGuards = TrainGuards()
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.files import atomic_writer
+from itrain_pipeline.learn.guards import Guards, guards_from_dict
 from itrain_pipeline.learn.order import BatchPlan, count_steps, pad_order, plan_batches
 from itrain_pipeline.learn.passes import RowForm
 from itrain_pipeline.learn.precision import ChosenPrecision, Quantization
@@ -43,7 +44,8 @@ class TrainJob:
 
     `adapter` None means that a new one is created by `adapter_spec` and the seed. `loss` are the keyword arguments of
     the loss. `folder` takes checkpoints and the finished adapter. For `simpo`, `trees` names the tree of each row
-    (none: each its own), `form` says what a row of the model holds, and `pass_tokens` is a forward pass's budget.
+    (none: each its own), `form` says what a row of the model holds, `pass_tokens` is a forward pass's budget, and
+    `guards` end a training that ruins the model (none: only a loss or a gradient that is no number does).
     """
 
     kind: Literal["sft", "simpo"]
@@ -61,6 +63,7 @@ class TrainJob:
     trees: tuple[int, ...] = ()
     form: RowForm = "separate"
     pass_tokens: int = 4096
+    guards: Guards | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +71,7 @@ class FitResult:
     """A finished training: the saved adapter, one entry per logged step, optimiser steps and those skipped (fp16).
 
     Of preference training also the form that its rows had, the tokens computed in all of it, and those of two rows per
-    pair.
+    pair, and what its guards saw.
     """
 
     adapter: Path
@@ -78,6 +81,7 @@ class FitResult:
     form: RowForm | None = None
     tokens: int = 0
     naive_tokens: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def plan_training(
@@ -146,6 +150,7 @@ def job_to_json(job: TrainJob) -> bytes:
     data |= {
         "how": dataclasses.asdict(job.how),
         "adapter_spec": job.adapter_spec.model_dump(mode="json"),
+        "guards": None if job.guards is None else dataclasses.asdict(job.guards),
     }
     return json.dumps({key: str(value) if isinstance(value, Path) else value for key, value in data.items()}).encode()
 
@@ -156,6 +161,7 @@ def job_from_json(data: bytes) -> TrainJob:
         fields[name] = None if fields[name] is None else Path(fields[name])
     how = fields["how"]
     fields["how"] = Optimisation(**{**how, "plan": BatchPlan(**how["plan"])})
+    fields["guards"] = guards_from_dict(fields["guards"])
     fields["adapter_spec"] = AdapterSpec.model_validate(fields["adapter_spec"])
     return TrainJob(**{**fields, "order": tuple(fields["order"]), "trees": tuple(fields["trees"])})
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from itrain_pipeline.learn.collate import PADDING_PAIR, PairCollator, PairRow
+from itrain_pipeline.learn.guarding import add_guards
 from itrain_pipeline.learn.job import FitResult, TrainJob, with_batches
 from itrain_pipeline.learn.logprobs import row_sums, scored_logprobs
 from itrain_pipeline.learn.order import PADDING, BatchPlan
@@ -148,5 +149,6 @@ def fit_simpo(
         train_dataset=PassDataset(pairs, plan),
         data_collator=PassCollator(form=form, multiple=FLEX_BLOCK if uses_flex(model) else 1),
     )
+    add_guards(trainer, job)
     result = fit(trainer, job, supervisor)
     return replace(result, form=form, tokens=plan.tokens, naive_tokens=plan.naive_tokens)

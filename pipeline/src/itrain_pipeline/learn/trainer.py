@@ -16,6 +16,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from itrain_pipeline.errors import Interrupted, PermanentError
 from itrain_pipeline.learn.adapter import save_adapter
+from itrain_pipeline.learn.distributed import whole_weights
+from itrain_pipeline.learn.guards import guard_figures
 from itrain_pipeline.learn.job import FitResult, Optimisation, TrainJob
 from itrain_pipeline.learn.supervision import Supervisor
 
@@ -82,6 +84,8 @@ class LoopCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
+            if not args.fp16:  # a loss scaler meets such gradients and skips their steps
+                require_finite_gradient(logs.get("grad_norm"), state.global_step)
             self.supervisor.report(state.global_step, state.max_steps, f"loss {float(logs['loss']):.4f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -94,10 +98,26 @@ def require_finite(loss: Any, step: int) -> None:
         raise PermanentError(f"the loss of step {step} is {float(loss)}: training diverged; lower the learning rate")
 
 
+def require_finite_gradient(norm: Any, step: int) -> None:
+    """End a training whose gradient is no number, before a checkpoint keeps the weights that it made."""
+    if norm is not None and not math.isfinite(float(norm)):
+        raise PermanentError(
+            f"the gradient of step {step} is {float(norm)}: training diverged; lower the learning rate"
+        )
+
+
+def require_finite_weights(model: Any) -> None:
+    """Refuse an adapter with a weight that is no number: the last step has no later loss that would show it."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(parameter.isfinite().all()):
+            raise PermanentError(f"{name} is not finite: training diverged; lower the learning rate")
+
+
 def fit(trainer: Any, job: TrainJob, supervisor: Supervisor) -> FitResult:
     """Run the loop to its end; the adapter is saved below `job.folder`, by rank 0.
 
-    Raises Interrupted after a checkpoint when asked to stop, PermanentError for a loss that is no number.
+    Raises Interrupted after a checkpoint when asked to stop, PermanentError for a loss, a gradient or a weight that is
+    no number, and what the trainer's other callbacks raise.
     """
     callback = LoopCallback(supervisor)
     trainer.add_callback(callback)
@@ -107,13 +127,17 @@ def fit(trainer: Any, job: TrainJob, supervisor: Supervisor) -> FitResult:
     state = trainer.state
     if callback.interrupted:
         raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}; a checkpoint is saved")
-    if trainer.is_world_process_zero():
-        save_adapter(trainer.accelerator.unwrap_model(trainer.model), job.folder / "adapter")
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with whole_weights(model):
+        if trainer.is_world_process_zero():
+            require_finite_weights(model)
+            save_adapter(model, job.folder / "adapter")
     return FitResult(
         adapter=job.folder / "adapter",
         log=log_rows(state.log_history),
         steps=state.global_step,
         skipped_steps=callback.skipped_steps,
+        figures=guard_figures(state.log_history),
     )
 
 

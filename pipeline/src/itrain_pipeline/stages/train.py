@@ -16,6 +16,7 @@ from itrain_contract.stageio import StageInput
 from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import TrainStage
 from itrain_pipeline.errors import ConfigError, DataError
+from itrain_pipeline.learn.guards import plan_guards
 from itrain_pipeline.learn.inputs import Adapter, newest_adapter, prepare_result
 from itrain_pipeline.learn.job import (
     FitResult,
@@ -27,7 +28,7 @@ from itrain_pipeline.learn.job import (
 )
 from itrain_pipeline.learn.order import count_steps, plan_batches, plan_tree_order
 from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
-from itrain_pipeline.records import PreferencePair, read_jsonl
+from itrain_pipeline.records import Example, PreferencePair, read_jsonl
 from itrain_pipeline.stages.compute import Compute, choose_compute
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class Pairs:
 
 
 def run(stage_input: StageInput, ports: Ports) -> StageOutput:
-    """Train on the pairs; without any the adapter goes on as it is. Raises PermanentError when the loss is NaN.
+    """Train on the pairs; without any the adapter goes on as it is. Raises PermanentError for a training that diverged
+    or that a guard ended: then nothing of it is kept.
 
     On several nodes the outputs are node 0's; the others return nothing.
     """
@@ -164,6 +166,12 @@ def build_job(
         trees=trees,
         form=stage.rows,
         pass_tokens=stage.batch_tokens,
+        guards=plan_guards(
+            stage.guards,
+            read_jsonl(ports.upstream.fetch(prepare_result(ports.upstream).outputs["train.jsonl"]), Example),
+            call_format=stage_input.spec.get("callFormat", "pythonic"),
+            seed=int(stage_input.spec["seed"]),  # the same prompts in every iteration
+        ),
     )
 
 
@@ -211,6 +219,7 @@ def build_output(
         metrics = {"train/loss_first": first["loss"], "train/loss": last["loss"]}
         for name in SHOWN:
             metrics |= {f"train/{name}_first": first[name], f"train/{name}": last[name]}
+    metrics |= {f"train/{name}": value for name, value in result.figures.items()}
     return StageOutput(
         metrics=metrics,
         outputs={
