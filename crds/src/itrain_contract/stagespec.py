@@ -234,6 +234,15 @@ class TrainStage(Stage):
     guards: TrainGuards = TrainGuards()
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
 
+    RULES = (
+        Rule(
+            cel="self.deepspeed != 'zero3' || self.quantization != 'nf4'",
+            message="zero3 cannot shard nf4 weights: use zero2 or none, or quantization none",
+            holds=lambda s: s.deepspeed != "zero3" or s.quantization != "nf4",
+            field="deepspeed",
+        ),
+    )
+
 
 Benchmark = Literal["dev", "bfcl", "apibank"]
 

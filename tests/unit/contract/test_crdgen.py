@@ -19,7 +19,15 @@ from itrain_contract.spec import ITrainRunSpec
 ROOT = Path(__file__).parents[3]
 VERSION = build_crd()["spec"]["versions"][0]
 SCHEMA: dict[str, Any] = VERSION["schema"]["openAPIV3Schema"]
-DECIDED_BY_CEL = {"storage-both", "storage-none", "storage-read-only", "quorum", "name-pattern", "name-length"} | {
+DECIDED_BY_CEL = {
+    "storage-both",
+    "storage-none",
+    "storage-read-only",
+    "quorum",
+    "name-pattern",
+    "name-length",
+    "zero3-with-nf4",
+} | {
     "loop-half-disabled",
     "api-bank-without-data",
     "bf16-on-volta",

@@ -64,9 +64,9 @@ def test_one_in_flight_is_one_after_the_other_in_order() -> None:
 
 def test_a_failed_tree_is_counted_under_its_reason_and_the_others_go_on() -> None:
     searching = Searching({3: PermanentError("too long"), 5: RetryableError("gone"), 6: PermanentError("too long")})
-    trees, found = forest(searching, max_failed=3), {}
-    asyncio.run(trees.grow(range(10), on_result=found.__setitem__))
-    assert sorted(found) == [0, 1, 2, 4, 7, 8, 9]
+    trees, found, failed = forest(searching, max_failed=3), {}, []
+    asyncio.run(trees.grow(range(10), on_result=found.__setitem__, on_failure=failed.append))
+    assert (sorted(found), sorted(failed)) == ([0, 1, 2, 4, 7, 8, 9], [3, 5, 6])
     assert (trees.stats.failed, trees.stats.finished) == (3, 7)
     assert trees.stats.top_reasons() == "2× too long; 1× gone"
 

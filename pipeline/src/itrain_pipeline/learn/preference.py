@@ -79,7 +79,7 @@ class SimpoTrainer(transformers.Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
-        require_finite(loss, self.state.global_step + 1)
+        require_finite(loss, self.state.global_step + 1, fp16=self.args.fp16)
         return loss
 
     def _add(self, metrics_P: dict[str, torch.Tensor], weights_P: torch.Tensor) -> None:

@@ -50,7 +50,7 @@ class AnswerTrainer(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
-        require_finite(loss, self.state.global_step + 1)
+        require_finite(loss, self.state.global_step + 1, fp16=self.args.fp16)
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

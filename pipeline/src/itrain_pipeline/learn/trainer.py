@@ -92,10 +92,16 @@ class LoopCallback(TrainerCallback):
         self.supervisor.saved(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
 
 
-def require_finite(loss: Any, step: int) -> None:
-    """End a training whose loss is no number: one more step would poison the adapter."""
+def require_finite(loss: Any, step: int, *, fp16: bool) -> None:
+    """End a training whose loss is no number: one more step would poison the adapter.
+
+    In `fp16` a loss scaler meets gradients that are too large, but nothing a forward pass beyond 65,504.
+    """
     if not math.isfinite(float(loss)):
-        raise PermanentError(f"the loss of step {step} is {float(loss)}: training diverged; lower the learning rate")
+        remedy = ", or set precision to fp32: fp16 ends at 65,504" if fp16 else ""
+        raise PermanentError(
+            f"the loss of step {step} is {float(loss)}: training diverged; lower the learning rate{remedy}"
+        )
 
 
 def require_finite_gradient(norm: Any, step: int) -> None:

@@ -157,6 +157,7 @@ class Forest(Generic[Task, Result]):
         tasks: Sequence[Task],
         *,
         on_result: Callable[[Task, Result], None],
+        on_failure: Callable[[Task], None] = lambda _: None,
         enough: Callable[[], bool] = lambda: False,
         needed: Callable[[Task], bool] = lambda _: True,
     ) -> None:
@@ -175,7 +176,7 @@ class Forest(Generic[Task, Result]):
             while running:
                 ended = await running.ended(POLL_S)
                 for tree in ended:
-                    self._collect(running.pop(tree), tree, on_result)
+                    self._collect(running.pop(tree), tree, on_result, on_failure)
                 if self._stop.is_set():
                     raise Interrupted("stopped by request; finished trees are saved")
                 if self.stats.failed > self._max_failed:
@@ -201,11 +202,18 @@ class Forest(Generic[Task, Result]):
             self.stats.launched += 1
             self.stats.most_in_flight = max(self.stats.most_in_flight, len(running))
 
-    def _collect(self, task: Task, tree: asyncio.Task[Result], on_result: Callable[[Task, Result], None]) -> None:
+    def _collect(
+        self,
+        task: Task,
+        tree: asyncio.Task[Result],
+        on_result: Callable[[Task, Result], None],
+        on_failure: Callable[[Task], None],
+    ) -> None:
         try:
             result = tree.result()
         except (PermanentError, RetryableError) as error:
             self.stats.add_failure(error)
+            on_failure(task)
             return
         self.stats.finished += 1
         on_result(task, result)

@@ -132,7 +132,11 @@ async def search_all(
     ports.progress.update(len(done), len(examples), f"{pairs.pairs} pairs")
     try:
         await forest.grow(
-            left, on_result=finished, enough=pairs.enough, needed=lambda example: pairs.needed(example.id)
+            left,
+            on_result=finished,
+            on_failure=lambda example: pairs.add(example.id, 0),
+            enough=pairs.enough,
+            needed=lambda example: pairs.needed(example.id),
         )
     finally:
         try:
