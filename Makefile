@@ -73,6 +73,11 @@ test: $(STAMP) ## every unit, repository and integration test (an S3 server and 
 test-volta: $(VOLTA_STAMP) ## both engines on the library versions of the Volta images (on a CPU)
 	$(VOLTA)/bin/python -m pytest tests/engines
 
+.PHONY: chart-test
+chart-test: $(STAMP) ## the Helm chart: linted, its own suites, every object held against its API (Helm is built with Go on first use)
+	@PYTHONPATH=tests/support $(PY) -m itrain_testing.chart
+	$(PY) -m pytest tests/repo/test_chart.py tests/repo/test_chart_rights.py
+
 .PHONY: e2e
 e2e: $(STAMP) ## whole runs: local, killed and resumed, against a real S3 server and on a real node (as root)
 	$(PY) -m pytest tests/e2e
@@ -108,9 +113,10 @@ verify: generate ## generate, format, lint, types, import contracts; then no dif
 	@git diff --exit-code --stat -- crds docs charts || { echo "make verify: generated files changed; commit them"; exit 1; }
 
 .PHONY: generate
-generate: $(STAMP) ## the CRD and the field references from the types
+generate: $(STAMP) ## the CRD, the field references and the chart's part of both, from the types
 	@$(PY) -m itrain_contract.crdgen
 	@$(PY) -m itrain_operator.settingsdoc
+	@$(PY) charts/valuesschema.py
 
 .PHONY: format
 format: $(STAMP) ## format and mend what ruff can

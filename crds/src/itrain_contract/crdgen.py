@@ -1,4 +1,4 @@
-"""Writes the CRD and the field reference from the contract's types: `python -m itrain_contract.crdgen`.
+"""Writes the CRD (for kubectl and for the chart) and the field reference: `python -m itrain_contract.crdgen`.
 
 Generated files are committed and never edited; `make verify` makes them again and expects no difference.
 """
@@ -19,6 +19,7 @@ from itrain_contract.status import ITrainRunStatus
 from itrain_contract.structural import structural_schema
 
 CRD_FILE = Path("crds/itrainruns.itrain.dev.yaml")
+CHART_CRD_FILE = Path("charts/itrain/templates/crd.yaml")
 REFERENCE_FILE = Path("docs/reference.md")
 
 HEADER = "# Generated from crds/src/itrain_contract by `make generate`; do not edit.\n"
@@ -120,9 +121,27 @@ def crd_text() -> str:
     return HEADER + yaml.safe_dump(build_crd(), sort_keys=False, width=116, allow_unicode=True)
 
 
+CHART_METADATA = """\
+metadata:
+  labels:
+    {{- include "itrain.labels" . | nindent 4 }}
+  {{- if .Values.crds.keep }}
+  annotations:
+    helm.sh/resource-policy: keep
+  {{- end }}
+"""
+
+
+def chart_crd_text() -> str:
+    """The CRD as a template of the chart: with its labels, kept at an uninstall, left out where others apply it."""
+    literal = crd_text().replace("{{", '{{ "{{" }}')
+    body = literal.replace("metadata:\n", CHART_METADATA, 1)
+    return f"{{{{- if .Values.crds.enabled }}}}\n{body}{{{{- end }}}}\n"
+
+
 def generated_files() -> dict[Path, str]:
     """Every generated file by its path from the repository's root."""
-    return {CRD_FILE: crd_text(), REFERENCE_FILE: reference_page()}
+    return {CRD_FILE: crd_text(), CHART_CRD_FILE: chart_crd_text(), REFERENCE_FILE: reference_page()}
 
 
 def main(argv: list[str]) -> int:

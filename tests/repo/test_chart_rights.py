@@ -1,0 +1,82 @@
+"""The operator may do what its code asks for, and nothing else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from itrain_testing.chart import Object, of_kind, render
+from itrain_testing.rights import Rights, rights_in_code
+
+pytestmark = pytest.mark.usefixtures("chart_tools")
+
+LEASE = ("coordination.k8s.io", "leases")
+RIGHTS: Rights = {
+    ("itrain.dev", "itrainruns"): {"get", "list", "watch"},
+    ("itrain.dev", "itrainruns/status"): {"patch"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
+    ("", "configmaps"): {"get", "create", "delete"},
+    ("", "services"): {"get", "create", "delete"},
+    ("", "pods"): {"list", "watch"},
+    ("", "pods/log"): {"get"},
+    ("", "events"): {"get", "list", "create", "patch"},
+    LEASE: {"get", "create", "update"},
+}
+"""Whoever changes this changes what a cluster's owner has to grant."""
+OF_KOPF: Rights = {("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"}}
+"""kopf's own, where it scans the cluster (`settings.scanning`): not when namespaced."""
+
+
+def granted(roles: list[Object]) -> Rights:
+    found: Rights = defaultdict(set)
+    for rule in (rule for role in roles for rule in role["rules"]):
+        for group in rule["apiGroups"]:
+            for resource in rule["resources"]:
+                found[group, resource].update(rule["verbs"])
+    return dict(found)
+
+
+def without(rights: Rights, *names: tuple[str, str]) -> Rights:
+    return {name: verbs for name, verbs in rights.items() if name not in names}
+
+
+def bound(objects: list[Object], kind: str) -> list[Object]:
+    """The roles of a kind that are bound to the operator's account."""
+    bindings = [found["roleRef"]["name"] for found in of_kind(objects, f"{kind}Binding")]
+    return [role for role in of_kind(objects, kind) if role["metadata"]["name"] in bindings]
+
+
+def test_the_code_asks_for_these_rights() -> None:
+    assert rights_in_code() == RIGHTS
+
+
+def test_in_all_namespaces_the_chart_grants_just_that() -> None:
+    objects = render()
+    assert granted(bound(objects, "ClusterRole")) == without(RIGHTS, LEASE) | OF_KOPF
+    assert granted(bound(objects, "Role")) == {LEASE: RIGHTS[LEASE]}
+
+
+def test_in_some_namespaces_it_grants_just_that_and_nothing_in_the_cluster() -> None:
+    objects = render(extra={"settings": {"namespaces": ["a", "b"]}, "rbac": {"userRoles": False}})
+    assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == []
+    roles = bound(objects, "Role")
+    for namespace in ("a", "b"):
+        assert granted([r for r in roles if r["metadata"]["namespace"] == namespace]) == without(RIGHTS, LEASE)
+    assert granted([r for r in roles if r["metadata"]["namespace"] == "itrain-system"]) == {LEASE: RIGHTS[LEASE]}
+
+
+def test_a_lease_is_limited_to_its_name_where_the_api_can_do_that() -> None:
+    (role,) = bound(render(), "Role")
+    assert [(rule.get("resourceNames"), set(rule["verbs"])) for rule in role["rules"]] == [
+        (["itrain"], {"get", "update"}),
+        (None, {"create"}),
+    ]
+
+
+def test_people_may_change_runs_and_never_their_status() -> None:
+    roles = {role["metadata"]["name"]: role for role in of_kind(render(), "ClusterRole")}
+    viewer, editor = granted([roles["itrain-viewer"]]), granted([roles["itrain-editor"]])
+    assert viewer == {("itrain.dev", name): {"get", "list", "watch"} for name in ("itrainruns", "itrainruns/status")}
+    assert set(editor) == {("itrain.dev", "itrainruns")}
+    assert {"create", "update", "patch", "delete"} <= editor["itrain.dev", "itrainruns"]
