@@ -141,6 +141,10 @@ class FakeOperator:
                 self._queue.add(key, self._clock())
         self._heard = len(self.server.events)
 
+    def memory(self) -> tuple[object, ...]:
+        """Everything that this process keeps between passes."""
+        return (self.cache, self._queue, self._resync, self._reconciler)
+
     # What tests ask ----------------------------------------------------------------------------------------------
 
     def run(self, name: str = "run", namespace: str = "team") -> Raw:
