@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,8 @@ from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.node import Node
 from itrain_testing.gotools import ToolMissingError
+from itrain_testing.tiny_model import write_tiny_model
+from itrain_testing.trainnodes import TrainWorld
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -46,3 +50,22 @@ def pods(request: pytest.FixtureRequest) -> Access:
 def namespace(pods: Access) -> Iterator[str]:
     with sessions.fresh_namespace(pods) as name:
         yield name
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "model")
+
+
+@pytest.fixture
+def world(tmp_path: Path, model: Path) -> Iterator[Callable[[str, dict[str, Any]], TrainWorld]]:
+    """Makes train stages whose processes are gone at the end."""
+    made: list[TrainWorld] = []
+
+    def make(name: str, stage: dict[str, Any]) -> TrainWorld:
+        made.append(TrainWorld(folder=tmp_path / name, model=model, stage=stage))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

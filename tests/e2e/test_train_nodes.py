@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from itrain_contract.stageio import StageResult
 from itrain_testing.learning import without_padding
-from itrain_testing.tiny_model import write_tiny_model
 from itrain_testing.trainnodes import TrainWorld, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -22,24 +21,6 @@ LONG = {"nodes": 2, "maxSteps": 20_000, "checkpointSteps": 1}
 """A training that does not end by itself."""
 
 MakeWorld = Callable[[str, dict[str, Any]], TrainWorld]
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_tiny_model(tmp_path / "model")
-
-
-@pytest.fixture
-def world(tmp_path: Path, model: Path) -> Iterator[MakeWorld]:
-    made: list[TrainWorld] = []
-
-    def make(name: str, stage: dict[str, Any]) -> TrainWorld:
-        made.append(TrainWorld(folder=tmp_path / name, model=model, stage=stage))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
 
 
 def assert_learned_the_same(found: StageResult, expected: StageResult) -> None:

@@ -157,6 +157,7 @@ class App:
             clock=boot_clock,
             wall_clock=time.time,
             on_written=self.metrics.written,
+            clock_writes=TokenBucket(rate=rate, burst=max(1, round(rate)), now=boot_clock()),
         )
 
     # Life --------------------------------------------------------------------------------------------------------

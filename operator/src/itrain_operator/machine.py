@@ -178,9 +178,14 @@ def _finish(
     return Plan(actions=(*actions, *events), status=status, wake_after=wake)
 
 
+def only_clocks(old: ITrainRunStatus, new: ITrainRunStatus) -> bool:
+    """Whether nothing but time passed: what is not stored of it now, a later pass stores."""
+    return _without_clocks(old) == _without_clocks(new)
+
+
 def worth_writing(old: ITrainRunStatus, new: ITrainRunStatus) -> bool:
     """Whether more changed than the clocks, or the clocks by half a minute."""
-    if _without_clocks(old) != _without_clocks(new):
+    if not only_clocks(old, new):
         return True
     counted = ("running_seconds", "attempt_seconds", "pending_seconds", "gpu_seconds")
     return any(getattr(new, name) - getattr(old, name) >= RECORD_EVERY_S for name in counted)

@@ -25,8 +25,9 @@ from itrain_operator.kubeapi import JOBS, RUNS, Cluster, ConflictError, NotFound
 from itrain_operator.kubedetails import Inspector
 from itrain_operator.kubeobserve import NO_DETAILS, JobRecord, job_view
 from itrain_operator.kuberun import read_run, read_status, status_patch
-from itrain_operator.machine import invalid_spec_status, plan
+from itrain_operator.machine import invalid_spec_status, only_clocks, plan
 from itrain_operator.observed import JobState, JobView, Observed, Refusal, Run
+from itrain_operator.ratelimit import TokenBucket
 from itrain_operator.sequence import current_ref
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,9 @@ class Reconciler:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         on_written: OnWritten,
+        clock_writes: TokenBucket,
     ) -> None:
+        """`clock_writes`: how often a status may be stored in which only time has passed, of all runs together."""
         self._cluster = cluster
         self._cache = cache
         self._inspector = inspector
@@ -93,6 +96,7 @@ class Reconciler:
         self._clock = clock
         self._wall_clock = wall_clock
         self._on_written = on_written
+        self._clock_writes = clock_writes
         self._held: dict[RunKey, _Held] = {}
         self._watched: dict[RunKey, frozenset[str]] = {}
         self._made: dict[RunKey, tuple[str, float]] = {}
@@ -248,8 +252,12 @@ class Reconciler:
         return None
 
     async def _write(self, record: RunRecord, old: ITrainRunStatus, new: ITrainRunStatus) -> None:
-        """Store a status that changed. Raises ConflictError when the run is another one by now."""
-        if new == old:
+        """Store a status that changed. Raises ConflictError when the run is another one by now.
+
+        One that only became older may have to wait for a later pass: a new process finds a thousand of them, and what
+        has really happened must not stand behind them.
+        """
+        if new == old or (only_clocks(old, new) and not self._clock_writes.take(self._clock())):
             return
         key = record.key
         try:

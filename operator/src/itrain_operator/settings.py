@@ -214,7 +214,7 @@ class ProgressSettings(SpecModel):
 
     interval_seconds: Annotated[int, Field(ge=1, le=3600)] = 15
     requests_per_second: Annotated[float, Field(gt=0.0, le=1000.0)] = 2.0
-    """Of all runs together."""
+    """Of all runs together; and as many writes a second of statuses in which only time has passed."""
 
 
 class OperatorSettings(SpecModel):

@@ -83,6 +83,7 @@ class FakeOperator:
             clock=self._clock,
             wall_clock=lambda: self._clock() + self.wall_clock_error_s,
             on_written=lambda old, new: None,
+            clock_writes=TokenBucket(rate=2.0, burst=2, now=self._clock()),
         )
 
     def _clock(self) -> float:

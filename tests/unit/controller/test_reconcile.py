@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from random import Random
 
 import pytest
@@ -383,3 +384,26 @@ def test_an_undisturbed_run_needs_few_requests() -> None:
     whole_run(operator)
     per_stage = len(operator.server.requests) / len(STAGES)
     assert per_stage < 25, f"{per_stage:.1f} requests a stage"
+
+
+def test_a_new_process_writes_down_few_runs_that_only_got_older_and_every_one_that_moved_on() -> None:
+    operator = start_run()
+    for number in range(11):
+        operator.server.add(RUNS, run_manifest(f"run-{number}"))
+    operator.live(2)
+    assert all(run["status"]["current"]["active"] for run in operator.server.all(RUNS))
+
+    def status_writes() -> int:
+        return sum(request.verb == "patch" and request.resource == RUNS for request in operator.server.requests)
+
+    for _ in range(2):
+        operator.server.now += timedelta(minutes=10)
+        operator.kill()
+        before = status_writes()
+        operator.live(0)
+        assert status_writes() - before == 2
+    operator.kill()
+    operator.world.tick()
+    before = len(jobs_made(operator.server))
+    operator.live(0)
+    assert len(jobs_made(operator.server)) - before == 12

@@ -266,13 +266,14 @@ def test_without_a_warm_up_the_first_iteration_creates_the_adapter(start: Start,
     assert json.loads((adapter_folder(output) / "adapter_config.json").read_text())["lora_alpha"] == 8
 
 
-def test_a_stopped_training_resumes_to_the_same_adapter_bit_by_bit(start: Start, tmp_path: Path) -> None:
-    pairs = start.pairs(11)
-    whole = train(tmp_path / "whole", start, pairs)
+@pytest.mark.parametrize("rows", ["tree", "pair", "separate"])
+def test_a_stopped_training_resumes_to_the_same_adapter_bit_by_bit(start: Start, tmp_path: Path, rows: str) -> None:
+    pairs, stage = start.pairs(11), {"rows": rows}
+    whole = train(tmp_path / "whole", start, pairs, stage)
     work = FolderWork(tmp_path / "work")
     with pytest.raises(Interrupted, match="stopped after step 3 of 6"):
-        train(tmp_path / "first", start, pairs, work=work, silent=StopAfter(2))
-    resumed = train(tmp_path / "second", start, pairs, work=work)
+        train(tmp_path / "first", start, pairs, stage, work=work, silent=StopAfter(2))
+    resumed = train(tmp_path / "second", start, pairs, stage, work=work)
     assert adapter_sha256(adapter_folder(resumed)) == adapter_sha256(adapter_folder(whole))
     assert resumed.outputs["log.jsonl"].read_bytes() == whole.outputs["log.jsonl"].read_bytes()
 
