@@ -15,7 +15,7 @@ from itrain_bench.controller.usage import peak_rss_mib, rss_mib
 from itrain_bench.controller.world import World, open_world
 
 SAMPLE_S = 1.0
-RESTART_TIMEOUT_S = 90.0
+RESTART_TIMEOUT_S = 300.0
 LAST_WORD_S = 0.5
 """What is seen so soon after a kill the killed process did; no new one starts so fast."""
 
