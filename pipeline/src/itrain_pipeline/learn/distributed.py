@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -55,19 +53,6 @@ def _deepspeed_on_cpu() -> None:
 def shards_of(model: Any) -> list[Any]:
     """The trainable parameters of which this process holds a part only (ZeRO-3); none in any other training."""
     return [p for p in model.parameters() if p.requires_grad and hasattr(p, "ds_id")]
-
-
-@contextmanager
-def whole_weights(model: Any) -> Iterator[None]:
-    """Every process holds the trainable parameters whole, for reading; all of them enter and leave together."""
-    shards = shards_of(model)
-    if not shards:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(shards):
-        yield
 
 
 def close_process_group() -> None:

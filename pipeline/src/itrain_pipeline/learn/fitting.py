@@ -8,7 +8,7 @@ from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.learn.adapter import check_rank, continue_adapter, new_adapter, save_adapter
 from itrain_pipeline.learn.job import FitResult, TrainJob, read_rows
 from itrain_pipeline.learn.loading import load_model, load_tokenizer
-from itrain_pipeline.learn.masters import save_masters, start_from_fp32
+from itrain_pipeline.learn.masters import start_from_fp32
 from itrain_pipeline.learn.overflow import check_activations
 from itrain_pipeline.learn.supervision import Supervisor
 
@@ -44,10 +44,7 @@ def fit_job(job: TrainJob, supervisor: Supervisor) -> FitResult:
     pairs = [PairRow(context_ids=c, chosen_ids=w, rejected_ids=r) for c, w, r in rows]
     if job.how.deepspeed is not None and job.resume_from is None:
         start_from_fp32(model)
-    result = fit_simpo(model, pairs, job, SimpoSettings(**job.loss), supervisor)
-    if job.how.deepspeed is not None:
-        save_masters(model, result.adapter)
-    return result
+    return fit_simpo(model, pairs, job, SimpoSettings(**job.loss), supervisor)
 
 
 def write_new_adapter(

@@ -6,10 +6,7 @@ the model. Neither may reach an adapter that lives through all iterations: small
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-from itrain_pipeline.learn.adapter import save_adapter
 
 
 def start_from_fp32(model: Any) -> None:
@@ -32,16 +29,13 @@ def start_from_fp32(model: Any) -> None:
     hook = model.register_forward_pre_hook(give)
 
 
-def save_masters(model: Any, folder: Path) -> None:
-    """Write the adapter to `folder` as the optimiser knows it; all ranks call this, the first one writes.
+def hold_masters(model: Any) -> None:
+    """Put the fp32 weights of DeepSpeed's optimiser, whole, in the place of the copy; all ranks call this together.
 
-    It ends the training: the model then holds the fp32 weights, whole, in place of the copy.
+    It ends the training: what is saved afterwards is what was trained.
     """
-    import torch
     from deepspeed.utils import safe_get_full_fp32_param
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter, whole in zip(trained, [safe_get_full_fp32_param(parameter) for parameter in trained], strict=True):
         parameter.data = whole
-    if torch.distributed.get_rank() == 0:
-        save_adapter(model, folder)

@@ -43,9 +43,10 @@ class AnswerTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels_BT = inputs["labels"][:, 1:]
+        predicts_BT = labels_BT != IGNORED
         given = {name: value for name, value in inputs.items() if name != "labels"}
-        given["shift_labels"] = labels_BT[labels_BT != IGNORED][None]
-        with hidden_states_at(self.accelerator.unwrap_model(model), labels_BT != IGNORED):
+        given["shift_labels"] = labels_BT[predicts_BT][None]
+        with hidden_states_at(self.accelerator.unwrap_model(model), predicts_BT):
             return super().compute_loss(model, given, return_outputs, num_items_in_batch)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:

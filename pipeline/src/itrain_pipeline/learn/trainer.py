@@ -16,9 +16,10 @@ from transformers import PrinterCallback, TrainerCallback
 
 from itrain_pipeline.errors import Interrupted, PermanentError
 from itrain_pipeline.learn.adapter import save_adapter
-from itrain_pipeline.learn.distributed import whole_weights
 from itrain_pipeline.learn.guards import guard_figures
 from itrain_pipeline.learn.job import FitResult, Optimisation, TrainJob
+from itrain_pipeline.learn.masters import hold_masters
+from itrain_pipeline.learn.overflow import FP16_MAX
 from itrain_pipeline.learn.supervision import Supervisor
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def require_finite(loss: Any, step: int, *, fp16: bool) -> None:
     In `fp16` a loss scaler meets gradients that are too large, but nothing a forward pass beyond 65,504.
     """
     if not math.isfinite(float(loss)):
-        remedy = ", or set precision to fp32: fp16 ends at 65,504" if fp16 else ""
+        remedy = f", or set precision to fp32: fp16 ends at {FP16_MAX:,}" if fp16 else ""
         raise PermanentError(
             f"the loss of step {step} is {float(loss)}: training diverged; lower the learning rate{remedy}"
         )
@@ -134,10 +135,11 @@ def fit(trainer: Any, job: TrainJob, supervisor: Supervisor) -> FitResult:
     if callback.interrupted:
         raise Interrupted(f"stopped after step {state.global_step} of {state.max_steps}; a checkpoint is saved")
     model = trainer.accelerator.unwrap_model(trainer.model)
-    with whole_weights(model):
-        if trainer.is_world_process_zero():
-            require_finite_weights(model)
-            save_adapter(model, job.folder / "adapter")
+    if job.how.deepspeed is not None:
+        hold_masters(model)
+    if trainer.is_world_process_zero():
+        require_finite_weights(model)
+        save_adapter(model, job.folder / "adapter")
     return FitResult(
         adapter=job.folder / "adapter",
         log=log_rows(state.log_history),
