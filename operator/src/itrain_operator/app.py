@@ -136,6 +136,10 @@ class App:
     def _build_reconciler(self, identity: str) -> Reconciler:
         progress = self.settings.progress
         rate = progress.requests_per_second
+
+        def per_second() -> TokenBucket:
+            return TokenBucket(rate=rate, burst=max(1, round(rate)), now=boot_clock())
+
         return Reconciler(
             cluster=self._cluster,
             cache=self.cache,
@@ -144,7 +148,7 @@ class App:
                 self.pods,
                 clock=boot_clock,
                 progress_interval_s=progress.interval_seconds,
-                progress_rate=TokenBucket(rate=rate, burst=max(1, round(rate)), now=boot_clock()),
+                progress_rate=per_second(),
             ),
             children=ChildKeeper(self._cluster, self.cache, self.settings),
             poster=EventPoster(
@@ -157,7 +161,7 @@ class App:
             clock=boot_clock,
             wall_clock=time.time,
             on_written=self.metrics.written,
-            clock_writes=TokenBucket(rate=rate, burst=max(1, round(rate)), now=boot_clock()),
+            clock_writes=per_second(),
         )
 
     # Life --------------------------------------------------------------------------------------------------------
