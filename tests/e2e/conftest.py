@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.node import Node
 from itrain_testing.gotools import ToolMissingError
 from itrain_testing.tiny_model import write_tiny_model
-from itrain_testing.trainnodes import TrainWorld
+from itrain_testing.trainnodes import MakeWorld, TrainWorld
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -58,7 +58,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def world(tmp_path: Path, model: Path) -> Iterator[Callable[[str, dict[str, Any]], TrainWorld]]:
+def world(tmp_path: Path, model: Path) -> Iterator[MakeWorld]:
     """Makes train stages whose processes are gone at the end."""
     made: list[TrainWorld] = []
 

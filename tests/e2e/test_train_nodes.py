@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from itrain_contract.stageio import StageResult
 from itrain_testing.learning import without_padding
-from itrain_testing.trainnodes import TrainWorld, wait_until
+from itrain_testing.trainnodes import MakeWorld, adapter_file, wait_until
 
 pytestmark = pytest.mark.e2e
 
 LONG = {"nodes": 2, "maxSteps": 20_000, "checkpointSteps": 1}
 """A training that does not end by itself."""
 
-MakeWorld = Callable[[str, dict[str, Any]], TrainWorld]
-
 
 def assert_learned_the_same(found: StageResult, expected: StageResult) -> None:
     assert (found.info["nodes"], found.info["processes"]) == ("2", "2")
     assert without_padding(found.counters) == without_padding(expected.counters)
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-3, abs=1e-4)
-    weights, wanted = (load_file(adapter(result)) for result in (found, expected))
+    weights, wanted = (load_file(adapter_file(result)) for result in (found, expected))
     for name in wanted:
         assert (weights[name] - wanted[name]).abs().max().item() < 1e-4, name
-
-
-def adapter(result: StageResult) -> Path:
-    return Path(result.outputs["adapter/adapter_model.safetensors"].uri.removeprefix("file://"))
 
 
 def test_two_nodes_train_the_adapter_of_one_process_stopped_and_resumed_too(world: MakeWorld) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -23,17 +21,11 @@ from itrain_pipeline.learn.order import plan_batches
 from itrain_testing.learning import StopAfter
 from itrain_testing.pairjobs import BATCH, pair_job
 from itrain_testing.stageports import FolderWork, folder_ports
-from itrain_testing.trainnodes import TrainWorld, wait_until
+from itrain_testing.trainnodes import MakeWorld, adapter_file, wait_until
 
 pytestmark = pytest.mark.e2e
 
-MakeWorld = Callable[[str, dict[str, Any]], TrainWorld]
 SAVE_WITHIN_S = 30.0
-
-
-def adapter_sha256(world: TrainWorld, attempt: int) -> str:
-    weights = world.result(attempt).outputs["adapter/adapter_model.safetensors"]
-    return sha256_file(Path(weights.uri.removeprefix("file://")))
 
 
 def test_sigterm_is_a_checkpoint_within_30_s_and_the_same_adapter_comes_out(world: MakeWorld) -> None:
@@ -50,7 +42,7 @@ def test_sigterm_is_a_checkpoint_within_30_s_and_the_same_adapter_comes_out(worl
     (step,) = cut.checkpoints()
     assert cut.run(0, attempt=2) == [0], cut.logs()
     assert f"resuming from step {step}" in cut.log(0).read_text()
-    assert adapter_sha256(cut, 2) == adapter_sha256(whole, 1)
+    assert sha256_file(adapter_file(cut.result(attempt=2))) == sha256_file(adapter_file(whole.result()))
 
 
 @pytest.mark.parametrize("killed", [0, 1])

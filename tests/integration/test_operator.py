@@ -11,6 +11,7 @@ from itrain_contract.stages import StageRef
 from itrain_testing.cluster.access import Access, eventually
 from itrain_testing.cluster.controlplane import ControlPlane
 from itrain_testing.operatorprocess import OperatorProcess
+from itrain_testing.rights import RIGHTS
 from itrain_testing.simkubelet import PodRun, SimulatedNode
 from itrain_testing.watchrun import SMALL, STAGES, WatchedRun
 
@@ -385,19 +386,6 @@ def test_watches_that_are_cut_with_the_api_server_lose_nothing(
     assert run.status()["retries"] == 0
 
 
-RULES = [
-    {"apiGroups": ["itrain.dev"], "resources": ["itrainruns"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["itrain.dev"], "resources": ["itrainruns/status"], "verbs": ["patch"]},
-    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch", "create", "delete"]},
-    {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["get", "create", "delete"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-    {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list", "create", "patch"]},
-    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
-]
-"""All that the operator may do in the namespaces that it serves."""
-
-
 def test_these_rights_are_enough_and_no_secret_is_among_them(
     run: WatchedRun, node: SimulatedNode, control_plane: ControlPlane, tmp_path: Path
 ) -> None:
@@ -405,7 +393,10 @@ def test_these_rights_are_enough_and_no_secret_is_among_them(
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",
         "metadata": {"name": "operator"},
-        "rules": RULES,
+        "rules": [
+            {"apiGroups": [group], "resources": [resource], "verbs": sorted(verbs)}
+            for (group, resource), verbs in RIGHTS.items()
+        ],
     }
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",

@@ -7,23 +7,10 @@ from collections import defaultdict
 import pytest
 
 from itrain_testing.chart import Object, of_kind, render
-from itrain_testing.rights import Rights, rights_in_code
+from itrain_testing.rights import LEASE, RIGHTS, Rights, rights_in_code
 
 pytestmark = pytest.mark.usefixtures("chart_tools")
 
-LEASE = ("coordination.k8s.io", "leases")
-RIGHTS: Rights = {
-    ("itrain.dev", "itrainruns"): {"get", "list", "watch"},
-    ("itrain.dev", "itrainruns/status"): {"patch"},
-    ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
-    ("", "configmaps"): {"get", "create", "delete"},
-    ("", "services"): {"get", "create", "delete"},
-    ("", "pods"): {"list", "watch"},
-    ("", "pods/log"): {"get"},
-    ("", "events"): {"get", "list", "create", "patch"},
-    LEASE: {"get", "create", "update"},
-}
-"""Whoever changes this changes what a cluster's owner has to grant."""
 OF_KOPF: Rights = {("apiextensions.k8s.io", "customresourcedefinitions"): {"list", "watch"}}
 """kopf's own, where it scans the cluster (`settings.scanning`): not when namespaced."""
 

@@ -28,6 +28,23 @@ NAMES = {"GROUP": GROUP, "VERSION": VERSION, "PLURAL": PLURAL}
 Rights = dict[tuple[str, str], set[str]]
 """(API group, resource or resource/subresource) to verbs."""
 
+LEASE = ("coordination.k8s.io", "leases")
+RIGHTS: Rights = {
+    ("itrain.dev", "itrainruns"): {"get", "list", "watch"},
+    ("itrain.dev", "itrainruns/status"): {"patch"},
+    ("batch", "jobs"): {"get", "list", "watch", "create", "delete"},
+    ("", "configmaps"): {"get", "create", "delete"},
+    ("", "services"): {"get", "create", "delete"},
+    ("", "pods"): {"list", "watch"},
+    ("", "pods/log"): {"get"},
+    ("", "events"): {"get", "list", "create", "patch"},
+    LEASE: {"get", "create", "update"},
+}
+"""All that the operator may do in the namespaces that it serves.
+
+Whoever changes this changes what a cluster's owner has to grant.
+"""
+
 
 def rights_in_code() -> Rights:
     """All requests of `python -m itrain_operator`."""

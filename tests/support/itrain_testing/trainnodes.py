@@ -146,6 +146,14 @@ class TrainWorld:
         return sorted(int(path.parent.name.removeprefix("checkpoint-")) for path in found)
 
 
+MakeWorld = Callable[[str, dict[str, Any]], TrainWorld]
+"""From a name and the stage's settings."""
+
+
+def adapter_file(result: StageResult) -> Path:
+    return Path(result.outputs["adapter/adapter_model.safetensors"].uri.removeprefix("file://"))
+
+
 def wait_until(condition: Callable[[], bool], within_s: float, describe: Callable[[], str]) -> None:
     until = time.monotonic() + within_s
     while not condition():

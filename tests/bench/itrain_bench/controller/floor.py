@@ -7,10 +7,10 @@ which no operator comes on this machine.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from pathlib import Path
 
+from itrain_bench.controller.errands import Errands, repeat
 from itrain_bench.controller.ledger import is_complete
 from itrain_bench.controller.load import Figures, Say, Scale, arriving, closed, filled, times
 from itrain_bench.controller.population import CHILDREN
@@ -37,17 +37,11 @@ class BareLoop:
         self._template = template
         self._owners: dict[str, Raw] = {}
         self._seen: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self.errands = Errands()
         self._chains = 0
-        self.failure: BaseException | None = None
 
     async def fill(self, size: int) -> None:
-        async def one() -> None:
-            async with self._turns:
-                await self._begin()
-
-        await asyncio.gather(*(one() for _ in range(size)))
+        await repeat(self._begin, size, at_once=AT_ONCE)
 
     def see(self, job: Raw, deleted: bool, at: float) -> None:
         name = job["metadata"]["name"]
@@ -55,9 +49,7 @@ class BareLoop:
             return
         self._seen.add(name)
         chain, _, place = name.rpartition("-")
-        task = asyncio.create_task(self._next(chain, int(place) + 1))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self.errands.run(self._next(chain, int(place) + 1))
 
     async def _begin(self) -> None:
         self._chains += 1
@@ -73,11 +65,6 @@ class BareLoop:
             del self._owners[chain]
             await self._cluster.delete(CONFIG_MAPS, NAMESPACE, chain, uid=owner["uid"])
             await self._begin()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.failure = task.exception()
 
 
 def build_job(template: Raw, owner: Raw, place: int) -> Raw:

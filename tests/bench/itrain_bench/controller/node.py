@@ -13,6 +13,7 @@ from random import Random
 
 from aiohttp import web
 
+from itrain_bench.controller.errands import Errands
 from itrain_operator.kube import KubeCluster
 from itrain_operator.kubeapi import PODS, ConflictError, NotFoundError, Raw, Resource
 from itrain_testing.cluster.pki import Authority
@@ -48,9 +49,8 @@ class BenchNode:
         self._known: set[str] = set()
         self._since: dict[str, float] = {}
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.errands = Errands()
         self._more = asyncio.Event()
-        self.failure: BaseException | None = None
 
     @property
     def running(self) -> int:
@@ -77,9 +77,7 @@ class BenchNode:
         if deleted or uid in self._known or "deletionTimestamp" in pod["metadata"]:
             return
         self._known.add(uid)
-        task = asyncio.create_task(self._start(pod))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self.errands.run(self._start(pod))
 
     async def end_one(self, rng: Random) -> None:
         """End a running pod, any of them with equal probability; wait for one when none runs."""
@@ -120,8 +118,3 @@ class BenchNode:
         """A training that moves on one step a second."""
         steps = round(self._clock() - self._since.get(pod, self._clock()))
         return f"{stamp()} INFO    itrain_pipeline.progress: {steps}/10000 step, loss 0.41\n"
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.failure = task.exception()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from itrain_bench.controller.errands import Errands, repeat
 from itrain_bench.controller.ledger import is_complete
 from itrain_contract.names import LABEL_RUN, LABEL_STAGE, Phase
 from itrain_contract.stages import StageKind
@@ -36,19 +37,12 @@ class Population:
         self._namespace = namespace
         self._made = 0
         self._ending: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.errands = Errands()
         self.succeeded = 0
-        self.failure: BaseException | None = None
 
     async def fill(self, size: int) -> None:
         """Create the runs, as fast as the server takes them."""
-        turns = asyncio.Semaphore(AT_ONCE)
-
-        async def one() -> None:
-            async with turns:
-                await self._create()
-
-        await asyncio.gather(*(one() for _ in range(size)))
+        await repeat(self._create, size, at_once=AT_ONCE)
 
     def see(self, job: Raw, deleted: bool, at: float) -> None:
         labels = job["metadata"]["labels"]
@@ -56,9 +50,7 @@ class Population:
         if deleted or labels[LABEL_STAGE] != StageKind.EXPORT or run in self._ending or not is_complete(job):
             return
         self._ending.add(run)
-        task = asyncio.create_task(self._replace(run))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        self.errands.run(self._replace(run))
 
     async def _create(self) -> None:
         self._made += 1
@@ -75,8 +67,3 @@ class Population:
         self.succeeded += 1
         await self._cluster.delete(RUNS, self._namespace, name, uid=run["metadata"]["uid"])
         await self._create()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.failure = task.exception()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from itrain_bench.controller.audit import AuditTail, build_policy
+from itrain_bench.controller.errands import Errands
 from itrain_bench.controller.ledger import Ledger
 from itrain_bench.controller.node import BenchNode
 from itrain_bench.controller.population import Population
@@ -51,7 +52,7 @@ class Cpu:
 class Maker(Protocol):
     """Who makes the Jobs' successors, or has them made."""
 
-    failure: BaseException | None
+    errands: Errands
 
     @property
     def see(self) -> See: ...
@@ -115,7 +116,7 @@ class World:
     def check(self) -> None:
         """Raises what a part of the bench died of: its figures would be worth nothing."""
         ended = [task.exception() for task in self._tasks if task.done() and not task.cancelled()]
-        for failure in (*ended, self.node.failure, self._maker.failure):
+        for failure in (*ended, self.node.errands.failure, self._maker.errands.failure):
             if failure is not None:
                 raise failure
 
