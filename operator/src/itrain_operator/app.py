@@ -77,6 +77,7 @@ class App:
         self.stopped = asyncio.Event()
         self.failure: BaseException | None = None
         self._host = host or None
+        self._acting = False
         self._tasks: list[asyncio.Task[None]] = []
         self._vitals = Vitals(started=boot_clock(), heartbeat=boot_clock())
         self.cache = Cache()
@@ -210,7 +211,11 @@ class App:
                 await asyncio.sleep(ACT_AGAIN_S)
             else:
                 break
-        await self._pool.run()
+        try:
+            self._acting = True
+            await self._pool.run()
+        finally:
+            self._acting = False
 
     def _leads(self) -> bool:
         return self._leadership is None or self._leadership.leading
@@ -222,13 +227,14 @@ class App:
     # Work --------------------------------------------------------------------------------------------------------
 
     def see_run(self, raw: Raw, *, deleted: bool) -> None:
-        self._seen(self.cache.remove_run(raw) if deleted else self.cache.put_run(raw))
+        self._seen(self.cache.remove_run(raw) if deleted else self.cache.put_run(raw), gone=deleted)
 
     def see_job(self, raw: Raw, *, deleted: bool) -> None:
         self._seen(self.cache.remove_job(raw) if deleted else self.cache.put_job(raw))
 
-    def _seen(self, key: RunKey | None) -> None:
-        if key is not None:
+    def _seen(self, key: RunKey | None, *, gone: bool = False) -> None:
+        """Who begins to act asks for a pass over every run; those that are gone by then it would never hear of."""
+        if key is not None and (self._acting or gone):
             self._pool.add(key)
 
     async def _reconcile(self, key: RunKey) -> float | None:

@@ -76,6 +76,7 @@ class Cache:
     def __init__(self) -> None:
         self._runs: dict[RunKey, RunRecord] = {}
         self._jobs: dict[RunKey, dict[str, JobRecord]] = {}
+        self._complete: dict[RunKey, str] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     # Reading -----------------------------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ class Cache:
         if known is None or known.uid != uid:
             return None
         del self._runs[key]
+        self._complete.pop(key, None)
         return key
 
     # Jobs --------------------------------------------------------------------------------------------------------
@@ -167,6 +169,16 @@ class Cache:
                 self.forget_job(key, known.name, known.uid)
         for record in listed:
             self.note_job(key, record)
+
+    def complete(self, record: RunRecord) -> bool:
+        """Whether every Job that was there when the run became what this record says is in here."""
+        return self._complete.get(record.key) == record.resource_version
+
+    def note_complete(self, key: RunKey, version: str) -> None:
+        """The run's Jobs were listed, or known, after it had this version; ignored when it has another one by now."""
+        record = self._runs.get(key)
+        if record is not None and record.resource_version == version:
+            self._complete[key] = version
 
     # Lists -------------------------------------------------------------------------------------------------------
 

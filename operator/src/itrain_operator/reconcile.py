@@ -100,8 +100,6 @@ class Reconciler:
         self._held: dict[RunKey, _Held] = {}
         self._watched: dict[RunKey, frozenset[str]] = {}
         self._made: dict[RunKey, tuple[str, float]] = {}
-        self._listed: dict[RunKey, str] = {}
-        """The version of the run up to which the cache is known to hold all its Jobs."""
         self._stored: dict[RunKey, float] = {}
         """When the server last answered with the run as a write of this process made it."""
         self._planned: dict[RunKey, _Dated] = {}
@@ -217,13 +215,12 @@ class Reconciler:
     async def _refresh(self, record: RunRecord) -> RunRecord | None:
         """The run and its Jobs as they are on the server: nothing is made on the word of a cache.
 
-        A Job is made only after a status that points at it was stored. If the run is as this process wrote it after it
-        had listed the Jobs, nobody else has made one, and the list is spared; if that was a moment ago, the server has
-        just told how the run is. None when there is nothing to be made any more.
+        A Job is made only after a status that points at it was stored. If the run is as it was when its Jobs were
+        listed, or as this process wrote it since, nobody else has made one, and the list is spared; if it was written
+        a moment ago, the server has just told how it is. None when there is nothing to be made any more.
         """
         key = record.key
-        complete = self._listed.get(key) == record.resource_version
-        if complete and self._clock() - self._stored.get(key, float("-inf")) < FRESH_S:
+        if self._cache.complete(record) and self._clock() - self._stored.get(key, float("-inf")) < FRESH_S:
             return record
         try:
             self._cache.put_run(await self._cluster.get(RUNS, key.namespace, key.name))
@@ -232,13 +229,13 @@ class Reconciler:
         fresh = self._cache.run(key)
         if fresh is None or fresh.deleting:
             return None
-        if self._listed.get(key) == fresh.resource_version:
+        if self._cache.complete(fresh):
             return fresh
         jobs = []
         async for page in pages(self._cluster, JOBS, key.namespace, labels=f"{LABEL_RUN}={key.name}"):
             jobs += page.items
         self._cache.set_jobs(key, jobs)
-        self._listed[key] = fresh.resource_version
+        self._cache.note_complete(key, fresh.resource_version)
         return fresh
 
     async def _reject(self, record: RunRecord, message: str) -> float | None:
@@ -267,9 +264,10 @@ class Reconciler:
         except NotFoundError:
             self._cache.forget_run(key, record.uid)
             return
+        complete = self._cache.complete(record)
         self._cache.put_run(stored)
-        if self._listed.get(key) == record.resource_version:
-            self._listed[key] = stored["metadata"]["resourceVersion"]
+        if complete:
+            self._cache.note_complete(key, stored["metadata"]["resourceVersion"])
         self._stored[key] = self._clock()
         planned = self._planned.get(key)
         if planned is not None and planned.observed == new.last_observed_time:
@@ -310,7 +308,6 @@ class Reconciler:
     def _forget(self, key: RunKey) -> None:
         self._held.pop(key, None)
         self._made.pop(key, None)
-        self._listed.pop(key, None)
         self._stored.pop(key, None)
         self._planned.pop(key, None)
         self._dated.pop(key, None)
