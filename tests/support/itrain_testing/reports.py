@@ -14,6 +14,7 @@ from itrain_pipeline.evals.report_data import (
     ReportData,
     SearchResult,
     StageCost,
+    StageMachine,
     TrainingCurve,
 )
 from itrain_pipeline.records import Prediction
@@ -55,16 +56,17 @@ def report_data(chances: Sequence[float] = (0.45, 0.56, 0.61, 0.64), seed: int =
     )
     warmup = TrainingCurve(
         title="Warm-up",
-        steps=tuple(range(1, 61)),
-        series={"loss": tuple(2.0 / i**0.5 + 0.1 * rng.random() for i in range(1, 61))},
+        series={"loss": tuple((float(i), 2.0 / i**0.5 + 0.1 * rng.random()) for i in range(1, 61))},
     )
     simpo = [
         TrainingCurve(
             title=f"Iteration {i}",
-            steps=tuple(range(1, 31)),
             series={
-                "loss": tuple(1.2 - 0.01 * k + 0.05 * rng.random() for k in range(30)),
-                "margin": tuple(0.02 * k + 0.05 * rng.random() for k in range(30)),
+                "loss": tuple((k + 1.0, 1.2 - 0.01 * k + 0.05 * rng.random()) for k in range(30)),
+                "margin": tuple((k + 1.0, 0.02 * k + 0.05 * rng.random()) for k in range(30)),
+                "chosen logprob": tuple((k + 1.0, -0.4 - 0.002 * k) for k in range(30)),
+                "rejected logprob": tuple((k + 1.0, -0.6 - 0.02 * k) for k in range(30)),
+                "validity": ((0.0, 1.0), (15.0, 0.9375), (30.0, 0.875)),
             },
         )
         for i in iterations
@@ -99,7 +101,7 @@ def report_data(chances: Sequence[float] = (0.45, 0.56, 0.61, 0.64), seed: int =
         ),
         costs=(
             StageCost(stage="i0/prepare", shards=1, seconds=4.2),
-            StageCost(stage="i0/warmup", shards=1, seconds=61.0, counters={"trained_tokens": 1_250_000}),
+            StageCost(stage="i0/warmup", shards=1, seconds=61.0, counters={"rows": 11_300}),
             StageCost(
                 stage="i0/evaluate", shards=1, seconds=88.0, counters={"prefill_computed": 410_000, "decoded": 21_000}
             ),
@@ -108,11 +110,28 @@ def report_data(chances: Sequence[float] = (0.45, 0.56, 0.61, 0.64), seed: int =
                 for i in iterations
             ),
         ),
+        machines=(
+            StageMachine(stage="i0/prepare", versions=(("itrain", "0.1.0"),)),
+            *(
+                StageMachine(
+                    stage=stage,
+                    precision=precision,
+                    quantization=quantization,
+                    device="8 × Tesla V100-SXM2-32GB (sm_70, 32 GiB)",
+                    versions=(("itrain", "0.1.0"), ("torch", torch), ("transformers", "5.19.0")),
+                )
+                for stage, precision, quantization, torch in (
+                    ("i0/warmup", "fp16", "nf4", "2.13.0"),
+                    ("i0/evaluate", "fp16", "none", "2.12.1"),
+                    *((f"i{i}/rollout", "fp16", "none", "2.12.1") for i in iterations),
+                )
+            ),
+        ),
         facts=(
             ("Base model", "builtin://toolworld at 5f1c0a…"),
-            ("Precision", "fp32 on CPU (2 threads)"),
+            ("Precision", "fp16"),
             ("Template", "9d" * 32),
-            ("Versions", "torch 2.13.0, transformers 5.19.0, peft 0.21.2, bfcl-eval 2026.3.23"),
+            ("Torch", "2.13.0 (i0/warmup); 2.12.1 (i0/evaluate)"),
         ),
     )
     return dataclasses.replace(data, **changes)

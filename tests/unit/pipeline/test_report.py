@@ -16,9 +16,9 @@ from itrain_pipeline.evals.card import CardData, build_card
 from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart, log_edges, short_names
 from itrain_pipeline.evals.collect import collect_from_results, curve, prediction_file
 from itrain_pipeline.evals.metrics import Score
-from itrain_pipeline.evals.report import Verdict, build_report, verdict
-from itrain_pipeline.evals.report_data import PointResult, ReportData
-from itrain_pipeline.evals.tables import amount, category_tables, duration, error_tables
+from itrain_pipeline.evals.report import Verdict, build_report, loss_charts, verdict
+from itrain_pipeline.evals.report_data import PointResult, ReportData, StageMachine, TrainingCurve
+from itrain_pipeline.evals.tables import amount, category_tables, duration, error_tables, lineage_facts, machine_table
 from itrain_pipeline.records import Prediction, ScoredExample, write_jsonl
 from itrain_testing.reports import predictions, report_data
 from itrain_testing.stageports import fetch, stage_result
@@ -87,7 +87,7 @@ def test_every_id_is_unique_and_every_reference_resolves(page: str) -> None:
 
 def test_charts_have_names_text_and_only_the_pages_colours(page: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(charts) == 6 + 5 + 2
+    assert len(charts) == 6 + (1 + 2 * 4) + 2
     for chart in charts:
         assert re.search(r'role="img" aria-label="[^"]{10,}"', chart)
         assert "<text" in chart
@@ -119,8 +119,8 @@ def point(name: str, *, right: int, n: int = 100) -> PointResult:
     return PointResult(point=name, iteration=0, predictions=rows)
 
 
-def run_of(*points: PointResult, best: str | None = None) -> ReportData:
-    return ReportData(run="r", created="", metric="dev/call_accuracy", best=best, points=points)
+def run_of(*points: PointResult, best: str | None = None, curves: tuple[TrainingCurve, ...] = ()) -> ReportData:
+    return ReportData(run="r", created="", metric="dev/call_accuracy", best=best, points=points, curves=curves)
 
 
 def told_of(*points: PointResult, best: str | None = None) -> Verdict:
@@ -229,13 +229,78 @@ def test_curves_are_read_from_logs_of_several_shapes() -> None:
     rows = [{"step": 5, "loss": 2.0, "lr": 1e-4}, {"step": 10, "loss": 1.0, "lr": 0.0}, {"train_runtime": 3.0}]
     found = curve("Warm-up", rows)
     assert found is not None
-    assert (found.steps, found.series) == ((5.0, 10.0), {"loss": (2.0, 1.0)})
+    assert found.series == {"loss": ((5.0, 2.0), (10.0, 1.0))}
     ours = curve("Iteration 1", [{"step": 1, "loss": 1.0, "reward_margin": 0.2, "chosen_logprob": -0.5}])
     trl = curve("Iteration 1", [{"step": 1, "loss": 1.0, "rewards/margins": 0.2, "logps/chosen": -0.5}])
     assert ours is not None
     assert ours == trl
-    assert ours.series == {"loss": (1.0,), "margin": (0.2,), "chosen logprob": (-0.5,)}
+    assert ours.series == {"loss": ((1.0, 1.0),), "margin": ((1.0, 0.2),), "chosen logprob": ((1.0, -0.5),)}
     assert curve("nothing", [{"train_runtime": 1.0}]) is None
+    assert curve("a probe alone", [{"step": 0, "validity": 1.0}]) is None
+
+
+def test_the_probes_of_a_guarded_training_stand_at_their_own_steps() -> None:
+    """The probe speaks before the first step, where no loss is known, and then at some steps only."""
+    rows = [
+        {"step": 0, "validity": 1.0},
+        {"step": 1, "loss": 0.9, "chosen_logprob": -0.4, "rejected_logprob": -0.9},
+        {"step": 2, "loss": 0.8, "chosen_logprob": -0.5, "rejected_logprob": -1.2, "validity": 0.75},
+    ]
+    found = curve("Iteration 1", rows)
+    assert found is not None
+    assert found.series["validity"] == ((0.0, 1.0), (2.0, 0.75))
+    assert found.series["rejected logprob"] == ((1.0, -0.9), (2.0, -1.2))
+    charts = dict(loss_charts(run_of(curves=(found,))))
+    assert list(charts) == [
+        "Iteration 1: loss",
+        "Iteration 1: mean logprob of the steps' tokens",
+        "Iteration 1: readable calls among the probe's answers",
+    ]
+    assert "validity from 100 to 75" in charts["Iteration 1: readable calls among the probe's answers"]
+    assert "chosen from -0.4 to -0.5; rejected from -0.9 to -1.2" in charts[list(charts)[1]]
+
+
+def test_a_value_that_is_no_number_leaves_a_gap_in_its_chart() -> None:
+    found = curve("Warm-up", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 1.0}])
+    assert found is not None
+    assert "loss from 2 to 1" in loss_charts(run_of(curves=(found,)))[0][1]
+
+
+def test_versions_that_all_stages_share_are_told_once() -> None:
+    found = machine_table(
+        (
+            StageMachine(stage="i0/prepare", versions=(("python", "3.11.7"),)),
+            StageMachine(
+                stage="i0/warmup",
+                precision="fp16",
+                quantization="nf4",
+                device="V100",
+                versions=(("python", "3.11.7"), ("torch", "2.12.1")),
+            ),
+            StageMachine(
+                stage="i1/rollout",
+                precision="fp16",
+                quantization="none",
+                device="V100",
+                versions=(("python", "3.11.7"), ("torch", "2.13.0")),
+            ),
+            StageMachine(stage="i1/export"),
+        )
+    )
+    assert found is not None
+    assert found["shared"] == "python 3.11.7"
+    assert [tuple(row.values()) for row in found["rows"]] == [
+        ("i0/prepare", "–", "–", "–", "–"),
+        ("i0/warmup", "fp16", "nf4", "V100", "torch 2.12.1"),
+        ("i1/rollout", "fp16", "–", "V100", "torch 2.13.0"),
+    ]
+    assert machine_table(()) is None
+
+
+def test_what_the_table_of_machines_tells_is_not_told_again() -> None:
+    labels = [label for label, _ in lineage_facts(report_data())]
+    assert labels == ["Base model", "Template"]
+    assert [label for label, _ in lineage_facts(report_data(machines=()))][1] == "Precision"
 
 
 def finished_run(folder: Path) -> list[object]:
@@ -297,13 +362,15 @@ def test_a_run_is_collected_from_its_results_in_any_order(tmp_path: Path) -> Non
     assert data.created == "1970-01-01 00:00 UTC"
     assert [p.point for p in data.points] == ["base", "warmup", "iteration-1"]
     assert [c.title for c in data.curves] == ["Warm-up", "Iteration 1"]
-    assert data.curves[1].series == {"loss": (0.9,), "margin": (0.1,)}
+    assert data.curves[1].series == {"loss": ((1.0, 0.9),), "margin": ((1.0, 0.1),)}
     assert data.perplexities[0].call == (2.0, 3.0, 2.0, 3.0)
     assert data.perplexities[0].no_call == (1.0, 1.0)
     assert data.searches[0].counters == {"trees": 10, "failed_trees": 1, "pairs": 14}
     score = next(cost for cost in data.costs if cost.stage == "i1/score")
     assert (score.shards, score.seconds, score.counters) == (2, 4.0, {"tokens": 20.0})
     assert dict(data.facts)["Torch"] == "2.13.0"
+    assert [machine.stage for machine in data.machines][:2] == ["i0/warmup", "i0/evaluate"]
+    assert data.machines[0] == StageMachine(stage="i0/warmup", device="cpu", versions=(("torch", "2.13.0"),))
     assert dict(data.facts)["Device"] == "cpu (i0/warmup); cuda (i0/evaluate)"
     assert data == collect_from_results(results[::-1], fetch, created=0.0)  # type: ignore[arg-type]
     assert "Iteration 1" in build_report(data)

@@ -19,6 +19,8 @@ from itrain_pipeline.evals.metrics import Score
 _WIDTH_IN, _HEIGHT_IN = 3.75, 2.5
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _SERIES = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 _VARIABLES: Mapping[str, str] = {
     _INK: "var(--ink)",
     _MUTED: "var(--muted)",
@@ -59,15 +61,37 @@ def learning_curve(title: str, points: Sequence[str], scores: Sequence[Score | N
     return _svg(title, f"{title}: {described}", draw)
 
 
-def line_chart(title: str, lines: Sequence[Line], *, ylabel: str, xlabel: str = "step") -> str:
-    """Up to four lines; more are drawn in the colours again."""
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    ylabel: str,
+    xlabel: str = "step",
+    ylim: tuple[float, float] | None = None,
+    marked: bool = False,
+) -> str:
+    """Up to four lines, told apart by dashes too; more are drawn alike again. `marked` shows where values were taken,
+    which a line of few values does anyway."""
 
     def draw(axes: Any) -> None:
         for index, (label, xs, ys) in enumerate(lines):
-            marker = "o" if len(xs) < 3 else None
-            axes.plot(xs, ys, color=_SERIES[index % 4], label=label, linewidth=1.4, marker=marker, markersize=3)
+            marker = "o" if marked or len(xs) < 3 else None
+            style = _DASHES[index % 4]
+            axes.plot(
+                xs,
+                ys,
+                color=_SERIES[index % 4],
+                linestyle=style,
+                label=label,
+                linewidth=1.4,
+                marker=marker,
+                markersize=3,
+            )
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(_whole_numbers())
+        if ylim is not None:
+            axes.set_ylim(*ylim)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=_INK, handlelength=1.2)
 
@@ -116,6 +140,13 @@ def _ticks(edges: Sequence[float]) -> Any:
     nice = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 5, 7) if edges[0] <= m * 10.0**d <= edges[-1]]
     stride = max(1, math.ceil(len(nice) / 4))
     return FixedLocator(nice[::stride])
+
+
+def _whole_numbers() -> Any:
+    """Steps are counted: no tick stands between two of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=6, integer=True)
 
 
 def _no_ticks() -> Any:

@@ -18,7 +18,9 @@ from itrain_pipeline.evals.report_data import (
     ReportData,
     SearchResult,
     StageCost,
+    StageMachine,
     TrainingCurve,
+    fact_label,
 )
 from itrain_pipeline.evals.trees import collect_records, collect_trees
 from itrain_pipeline.records import Prediction, ScoredExample, read_jsonl
@@ -32,8 +34,11 @@ SERIES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss",),
     "margin": ("reward_margin", "margin", "rewards/margins"),
     "chosen logprob": ("chosen_logprob", "logps/chosen"),
+    "rejected logprob": ("rejected_logprob", "logps/rejected"),
+    "validity": ("validity",),
 }
 """What a training log is drawn by, and the keys under which it may stand (ours first, then TRL's)."""
+_VERSION = re.compile(r"\d+\.\d+[\w.+-]*")
 _RUN_FOLDER = re.compile(r"/([^/]+)-[^/-]+/i\d+/")
 _ORDER = list(StageKind)
 
@@ -54,9 +59,8 @@ def collect_from_results(
     their URIs, metric and best point from export, `created` (Unix seconds) from the last stage's end.
     Raises DataError for an output that is not what its stage promises.
     """
-    ordered = sorted(results, key=lambda r: (r.iteration, _ORDER.index(r.kind), r.shard or 0))
-    export = next((r for r in ordered if r.kind == StageKind.EXPORT), None)
-    told = export.info if export else {}
+    ordered = in_order(results)
+    told = export_info(ordered)
     end = created if created is not None else max((r.started + r.seconds for r in ordered), default=0.0)
     points = collect_points(ordered, fetch)
     searched = collect_records(ordered, fetch)
@@ -75,9 +79,20 @@ def collect_from_results(
         searched=searched,
         trees=collect_trees(searched, ordered, fetch),
         bench=bench or {},
-        costs=tuple(_costs(ordered)),
-        facts=tuple(_facts(ordered)),
+        costs=tuple(stage_costs(ordered)),
+        machines=tuple(stage_machines(ordered)),
+        facts=tuple(facts(ordered)),
     )
+
+
+def in_order(results: Iterable[StageResult]) -> list[StageResult]:
+    """By iteration, stage and shard."""
+    return sorted(results, key=lambda r: (r.iteration, _ORDER.index(r.kind), r.shard or 0))
+
+
+def export_info(results: Iterable[StageResult]) -> Mapping[str, str]:
+    """What export told; empty before it has finished."""
+    return next((r.info for r in results if r.kind == StageKind.EXPORT), {})
 
 
 def collect_points(results: Iterable[StageResult], fetch: Fetch) -> tuple[PointResult, ...]:
@@ -109,17 +124,25 @@ def summed(results: Iterable[StageResult]) -> dict[str, float]:
 
 
 def curve(title: str, rows: Iterable[Mapping[str, Any]]) -> TrainingCurve | None:
-    """The logged steps that have a loss; further series only where each of these steps has them."""
-    logged = [row for row in rows if isinstance(row.get("loss"), int | float)]
-    if not logged:
-        return None
-    series: dict[str, tuple[float, ...]] = {}
+    """Each series at the steps that logged it: the guards' probe speaks before the first step and then now and again.
+
+    None where no row has a loss. Values that are not finite are kept: a chart leaves them out.
+    """
+    found = list(rows)
+    series: dict[str, tuple[tuple[float, float], ...]] = {}
     for name, keys in SERIES.items():
-        key = next((key for key in keys if all(isinstance(row.get(key), int | float) for row in logged)), None)
-        if key is not None:
-            series[name] = tuple(float(row[key]) for row in logged)
-    steps = tuple(float(row.get("step", at)) for at, row in enumerate(logged, start=1))
-    return TrainingCurve(title=title, steps=steps, series=series)
+        points = (
+            (float(row.get("step", at)), next((row[key] for key in keys if _is_number(row.get(key))), None))
+            for at, row in enumerate(found, start=1)
+        )
+        known = tuple((step, float(value)) for step, value in points if value is not None)
+        if known:
+            series[name] = known
+    return TrainingCurve(title=title, series=series) if "loss" in series else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _curves(results: Iterable[StageResult], fetch: Fetch) -> Iterable[TrainingCurve]:
@@ -154,7 +177,7 @@ def _perplexities(results: Sequence[StageResult], fetch: Fetch) -> Iterable[Perp
             )
 
 
-def _costs(results: Sequence[StageResult]) -> Iterable[StageCost]:
+def stage_costs(results: Sequence[StageResult]) -> Iterable[StageCost]:
     stages = sorted({(r.iteration, _ORDER.index(r.kind)) for r in results if r.kind != StageKind.EXPORT})
     for iteration, at in stages:
         shards = [r for r in results if r.iteration == iteration and r.kind == _ORDER[at]]
@@ -166,7 +189,31 @@ def _costs(results: Sequence[StageResult]) -> Iterable[StageCost]:
         )
 
 
-def _facts(results: Sequence[StageResult]) -> Iterable[tuple[str, str]]:
+def stage_machines(results: Iterable[StageResult]) -> Iterable[StageMachine]:
+    """One entry for each stage, in the order of the results; where shards differ, all of their answers."""
+    stages: dict[str, list[StageResult]] = {}
+    for result in results:
+        stages.setdefault(f"i{result.iteration}/{result.kind.value}", []).append(result)
+    for stage, shards in stages.items():
+
+        def told(name: str, shards: Sequence[StageResult] = shards) -> str:
+            return "; ".join(dict.fromkeys(shard.info[name] for shard in shards if shard.info.get(name)))
+
+        names = dict.fromkeys(name for shard in shards for name, value in shard.info.items() if _is_version(value))
+        yield StageMachine(
+            stage=stage,
+            precision=told("precision"),
+            quantization=told("quantization"),
+            device=told("device"),
+            versions=tuple((name, told(name)) for name in names),
+        )
+
+
+def _is_version(value: str) -> bool:
+    return _VERSION.fullmatch(value) is not None
+
+
+def facts(results: Iterable[StageResult]) -> Iterable[tuple[str, str]]:
     """Every piece of `info`, once where all stages agree and by stage where they do not."""
     values: dict[str, dict[str, list[str]]] = {}
     for result in results:
@@ -176,7 +223,7 @@ def _facts(results: Sequence[StageResult]) -> Iterable[tuple[str, str]]:
             if stage not in stages:
                 stages.append(stage)
     for name, by_value in sorted(values.items()):
-        label = name.replace("_", " ").capitalize()
+        label = fact_label(name)
         if len(by_value) == 1:
             yield label, next(iter(by_value))
         else:

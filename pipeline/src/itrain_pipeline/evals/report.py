@@ -7,6 +7,7 @@ where the standard errors say so.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from itrain_pipeline.evals.tables import (
     cost_rows,
     duration,
     error_tables,
+    lineage_facts,
+    machine_table,
     percent,
     point_name,
     signed,
     unbroken,
 )
 from itrain_pipeline.evals.treeview import tree_card
+from itrain_pipeline.records import Prediction
 
 __all__ = ["Verdict", "build_report", "collect_from_results", "verdict"]
 
@@ -50,7 +54,7 @@ def verdict(data: ReportData) -> Verdict:
     if first is last:
         score = first.scores[data.metric]
         return Verdict(
-            headline=f"{point_name(first.point)} scores {percent(score)} on {_metric_name(data.metric)}",
+            headline=f"{point_name(first.point)} scores {percent(score)} on {metric_name(data.metric)}",
             sentences=("There is one measured point, so nothing can be compared.",),
         )
     gain = _gain(data.metric, first, last)
@@ -82,7 +86,7 @@ def measurable(gain: Score) -> bool:
 
 
 def _headline(metric: str, gain: Score) -> str:
-    subject = _metric_name(metric)
+    subject = metric_name(metric)
     if not measurable(gain):
         return f"No measurable change on {subject}: {signed(gain)} points"
     word = "gained" if gain.value > 0 else "lost"
@@ -102,15 +106,18 @@ def _gain(metric: str, before: PointResult, after: PointResult) -> Score:
 
 def _items(metric: str, point: PointResult) -> dict[str, bool]:
     """Correctness by item for a metric that is one share of items; empty for means of groups."""
+    return {f"{row.category}/{row.id}": row.correct for row in rows_of(metric, point)}
+
+
+def rows_of(metric: str, point: PointResult) -> list[Prediction]:
+    """The answers whose share of right ones is the metric; none for means of groups."""
     benchmark, _, rest = metric.partition("/")
     rows = point.of(benchmark)
     if benchmark == "dev" and rest != "accuracy":
-        rows = [row for row in rows if row.category == rest.removesuffix("_accuracy")]
-    elif rest.endswith("/accuracy"):
-        rows = [row for row in rows if row.category == rest.removesuffix("/accuracy")]
-    elif rest != "accuracy":
-        return {}
-    return {f"{row.category}/{row.id}": row.correct for row in rows}
+        return [row for row in rows if row.category == rest.removesuffix("_accuracy")]
+    if rest.endswith("/accuracy"):
+        return [row for row in rows if row.category == rest.removesuffix("/accuracy")]
+    return rows if rest == "accuracy" else []
 
 
 def _in_errors(gain: Score) -> str:
@@ -129,12 +136,13 @@ _METRIC_NAMES = {
 }
 
 
-def _metric_name(metric: str) -> str:
+def metric_name(metric: str) -> str:
     return _METRIC_NAMES.get(metric, metric)
 
 
 Chart = tuple[str, str]
 """Caption and SVG."""
+VALIDITY_CHART = "readable calls among the probe's answers"
 
 
 def metric_charts(data: ReportData) -> list[Chart]:
@@ -144,23 +152,41 @@ def metric_charts(data: ReportData) -> list[Chart]:
     present = {name for point in data.points for name in point.scores}
     scores = [point.scores for point in data.points]
     return [
-        (_metric_name(metric), learning_curve(_metric_name(metric), names, [of.get(metric) for of in scores]))
+        (metric_name(metric), learning_curve(metric_name(metric), names, [of.get(metric) for of in scores]))
         for metric in dict.fromkeys(wanted)
         if metric in present
     ]
 
 
+TRAINING_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("loss", "loss", ("loss",)),
+    ("reward margin", "margin", ("margin",)),
+    ("mean logprob of the steps' tokens", "nats per token", ("chosen logprob", "rejected logprob")),
+    (VALIDITY_CHART, "% readable", ("validity",)),
+)
+"""Title, name of the vertical axis, and the series of a training that one chart draws."""
+
+
 def loss_charts(data: ReportData) -> list[Chart]:
-    """One chart for each series of each training; values that are not finite are left out."""
+    """Up to four charts for each training; values that are not finite are left out."""
     charts = []
     for curve in data.curves:
-        for name, values in curve.series.items():
-            pairs = [(x, y) for x, y in zip(curve.steps, values, strict=True) if math.isfinite(y)]
-            if pairs:
-                xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
-                title = f"{curve.title}: {name}"
-                charts.append((title, line_chart(title, [(name, xs, ys)], ylabel=name)))
+        for title, ylabel, names in TRAINING_CHARTS:
+            lines = [(name.removesuffix(" logprob"), _finite(curve.series.get(name, ()))) for name in names]
+            drawn = [(label, [x for x, _ in points], [y for _, y in points]) for label, points in lines if points]
+            if not drawn:
+                continue
+            caption = f"{curve.title}: {title}"
+            if title == VALIDITY_CHART:
+                shares = [(label, xs, [100 * y for y in ys]) for label, xs, ys in drawn]
+                charts.append((caption, line_chart(caption, shares, ylabel=ylabel, ylim=(0.0, 105.0), marked=True)))
+            else:
+                charts.append((caption, line_chart(caption, drawn, ylabel=ylabel)))
     return charts
+
+
+def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if math.isfinite(y)]
 
 
 def perplexity_charts(data: ReportData) -> list[Chart]:
@@ -201,6 +227,8 @@ def build_report(data: ReportData) -> str:
         trees=[tree_card(tree) for tree in data.trees],
         undrawn=bool(data.searched) and not any(r.drawn for one in data.searched for r in one.records),
         costs=cost_rows(data),
+        machines=machine_table(data.machines),
+        facts=lineage_facts(data),
         total_time=duration(math.fsum(cost.seconds for cost in data.costs)),
         gold_defects=len(GOLD_DEFECTS),
         has_bfcl="bfcl" in benchmarks(data),

@@ -28,11 +28,10 @@ class PointResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingCurve:
-    """One training's log: `series` by name (`loss`, `margin`), one value per entry of `steps`."""
+    """One training's log: for each name (`loss`, `margin`, `validity`) the steps that logged it and its values."""
 
     title: str
-    steps: tuple[float, ...]
-    series: Mapping[str, tuple[float, ...]]
+    series: Mapping[str, tuple[tuple[float, float], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +62,22 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageMachine:
+    """What a stage computed with; empty texts where it loads no model."""
+
+    stage: str
+    precision: str = ""
+    quantization: str = ""
+    device: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
+
+
+def fact_label(name: str) -> str:
+    """A name of `StageResult.info` for readers."""
+    return name.replace("_", " ").capitalize()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything that the page shows. `metric` names what the iterations are compared by."""
 
@@ -81,5 +96,6 @@ class ReportData:
     bench: Mapping[str, float] = field(default_factory=dict)
     """Figures of `make bench-search`, whose arms then stand beside the run's own counters."""
     costs: tuple[StageCost, ...] = ()
+    machines: tuple[StageMachine, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
     """Lineage, versions, precision, hardware: label and value."""

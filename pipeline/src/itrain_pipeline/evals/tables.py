@@ -8,7 +8,7 @@ from typing import Any
 from itrain_contract.bfcl import CATEGORIES
 from itrain_pipeline.evals.errors import PAPER_SHARES, ErrorClass
 from itrain_pipeline.evals.metrics import Rate, Score, always_refuse, bfcl_v3, bfcl_v4, count_errors, count_rates
-from itrain_pipeline.evals.report_data import ReportData
+from itrain_pipeline.evals.report_data import ReportData, StageMachine, fact_label
 
 
 def point_name(point: str) -> str:
@@ -124,8 +124,44 @@ def _tokens(counters: Mapping[str, float]) -> str:
             ("prefill_cached", "read from cache"),
             ("decoded", "written"),
             ("answer_tokens", "scored"),
-            ("trained_tokens", "trained on"),
+            ("tokens_computed", "trained on"),
         )
         if counters.get(key)
     ]
     return ", ".join(parts) or "–"
+
+
+NONE_QUANTIZED = "none"
+
+
+def machine_table(machines: Sequence[StageMachine]) -> dict[str, Any] | None:
+    """What each stage computed with. Versions stand once in `shared` where every stage that has them has the same, and
+    in the rows otherwise; None where nothing was recorded."""
+    told = [machine for machine in machines if machine.precision or machine.device or machine.versions]
+    if not told:
+        return None
+    by_name: dict[str, set[str]] = {}
+    for machine in told:
+        for name, version in machine.versions:
+            by_name.setdefault(name, set()).add(version)
+    shared = [(name, *versions) for name, versions in by_name.items() if len(versions) == 1]
+    apart = {name for name, versions in by_name.items() if len(versions) > 1}
+    rows = [
+        {
+            "stage": machine.stage,
+            "precision": machine.precision or "–",
+            "quantization": "–" if machine.quantization in ("", NONE_QUANTIZED) else machine.quantization,
+            "device": machine.device or "–",
+            "versions": ", ".join(f"{name} {version}" for name, version in machine.versions if name in apart) or "–",
+        }
+        for machine in told
+    ]
+    return {"rows": rows, "shared": ", ".join(f"{name} {version}" for name, version in shared), "apart": bool(apart)}
+
+
+def lineage_facts(data: ReportData) -> list[tuple[str, str]]:
+    """The facts that the table of machines does not tell already."""
+    told = {fact_label(name) for machine in data.machines for name, _ in machine.versions}
+    if data.machines:
+        told |= {"Precision", "Quantization", "Device"}
+    return [(label, value) for label, value in data.facts if label not in told]
