@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import random
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,15 @@ from itrain_contract.names import TERMINATION_MESSAGE_LIMIT_BYTES
 from itrain_contract.stageio import StageResult, TerminationSummary
 from itrain_contract.stages import StageKind
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.errors import ConfigError, DataError, Interrupted
-from itrain_pipeline.evals.bfcl import load_items
+from itrain_pipeline.errors import DataError, Interrupted
+from itrain_pipeline.evals.bfcl import Bfcl, load_items
 from itrain_pipeline.evals.contamination import overlap
+from itrain_pipeline.evals.devset import DevSet, judge_dev
 from itrain_pipeline.evals.errors import ErrorClass
-from itrain_pipeline.evals.questions import bfcl_questions, dev_questions, judge_dev, predict
+from itrain_pipeline.evals.questions import Question, build_questions, predict
 from itrain_pipeline.learn.hardware import compute_record
 from itrain_pipeline.learn.precision import detect_device
-from itrain_pipeline.ports import Completion, EngineCounters, SamplingParams
+from itrain_pipeline.ports import SamplingParams
 from itrain_pipeline.records import Example, Message, Prediction, ToolCall, read_jsonl, write_jsonl
 from itrain_pipeline.stages.evaluate import (
     BATCH,
@@ -39,53 +39,17 @@ from itrain_pipeline.stages.evaluate import (
 )
 from itrain_pipeline.stages.rendered import check_template, stop_token_ids
 from itrain_pipeline.toolcalls.parse import ParseResult, parse
+from itrain_testing.evaluation import RIGHT, ScriptedEngine, example, prepared
 from itrain_testing.reports import predictions
 from itrain_testing.stageports import (
     FolderUpstream,
     FolderWork,
     Silent,
-    folder_files,
     folder_ports,
     stage_input,
     stage_result,
 )
-from itrain_testing.tiny_model import END, build_tokenizer, write_tiny_model
-
-TOOL = {"name": "get weather", "parameters": {"type": "dict", "properties": {"city": {}, "days": {}}}}
-RIGHT = "[get weather(city='Rome', days=3)]"
-
-
-class ScriptedEngine:
-    """Answers by a function of (adapter name, prompt ids); counts requests."""
-
-    max_model_len = 512
-
-    def __init__(self, answer: Callable[[str, Sequence[int]], Sequence[int]]) -> None:
-        self._answer = answer
-        self.adapter = ""
-        self.loaded: list[tuple[str, Path | None]] = []
-        self.asked: list[SamplingParams] = []
-        self.closed = False
-
-    async def generate(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[Completion]:
-        self.asked.append(params)
-        await asyncio.sleep(0)
-        ids = tuple(self._answer(self.adapter, prompt_ids))[: params.max_tokens]
-        finish = "stop" if ids and ids[-1] in params.stop_token_ids else "length"
-        return [Completion(token_ids=ids, logprobs=(0.0,) * len(ids), finish_reason=finish)]
-
-    async def option_logprobs(self, prompt_ids: Sequence[int], options: Sequence[int]) -> list[float]:
-        raise AssertionError("evaluation judges nothing by the model")
-
-    def load_adapter(self, name: str, folder: Path | None) -> None:
-        self.adapter = name
-        self.loaded.append((name, folder))
-
-    def counters(self) -> EngineCounters:
-        return EngineCounters(requests=len(self.asked), decoded=7)
-
-    async def aclose(self) -> None:
-        self.closed = True
+from itrain_testing.tiny_model import END, build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +57,9 @@ def renderer() -> Renderer:
     return Renderer(build_tokenizer(), "pythonic")
 
 
-def example(at: int, renderer: Renderer, *, call: bool = True) -> Example:
-    messages = (Message(role="user", content=f"Weather in Rome for 3 days? ({at})"),)
-    answer = RIGHT if call else "Which city?"
-    return Example(
-        id=f"row-{at}",
-        messages=messages,
-        tools=(TOOL,),
-        answer=answer,
-        calls=(ToolCall(name="get weather", arguments={"city": "Rome", "days": 3}),) if call else (),
-        bucket="easy",
-        source="test",
-        prompt_ids=renderer.prompt_ids(messages, [TOOL]),
-        answer_ids=renderer.answer_ids(answer),
-    )
+def dev_questions(rows: list[Example], renderer: Renderer) -> list[Question]:
+    dev = DevSet(examples=rows)
+    return build_questions(dev, dev.items(), renderer)
 
 
 def asker(engine: ScriptedEngine, renderer: Renderer) -> Asker:
@@ -122,7 +75,7 @@ def asker(engine: ScriptedEngine, renderer: Renderer) -> Asker:
 def ask(
     tmp_path: Path, renderer: Renderer, engine: ScriptedEngine, rows: int = 4, **ports: Any
 ) -> dict[str, list[Prediction]]:
-    questions = dev_questions(example(i, renderer, call=i % 4 != 3) for i in range(rows))
+    questions = dev_questions([example(i, renderer, call=i % 4 != 3) for i in range(rows)], renderer)
     points = [Point(name="base", adapter=None), Point(name="warmup", adapter=tmp_path)]
     return asyncio.run(ask_points(asker(engine, renderer), points, questions, folder_ports(tmp_path, (), **ports)))
 
@@ -169,7 +122,8 @@ def test_a_question_that_cannot_be_rendered_keeps_its_place(tmp_path: Path, rend
     forged = dataclasses.replace(item, id="forged", messages=(Message(role="user", content="<|end|>"),))
     engine = ScriptedEngine(lambda _name, _ids: renderer.answer_ids(RIGHT))
     engine.max_model_len = 4096
-    questions = bfcl_questions([forged, item], renderer)
+    benchmark = Bfcl(questions=[forged, item])
+    questions = build_questions(benchmark, benchmark.items(), renderer)
     points = [Point(name="base", adapter=None)]
     found = asyncio.run(ask_points(asker(engine, renderer), points, questions, folder_ports(tmp_path, ())))
     assert [p.error_class for p in found["base"]] == ["not_asked", "tool_name"]
@@ -178,7 +132,7 @@ def test_a_question_that_cannot_be_rendered_keeps_its_place(tmp_path: Path, rend
 
 
 def test_an_answer_that_utf8_cannot_hold_is_still_recorded(tmp_path: Path, renderer: Renderer) -> None:
-    (question,) = dev_questions([example(0, renderer, call=False)])
+    (question,) = dev_questions([example(0, renderer, call=False)], renderer)
     forged = ParseResult(calls=(ToolCall(name="\ud800", arguments={}),))
     row = predict(question, "base", "[\ud800()]", lambda _text: forged)
     write_jsonl(tmp_path / "rows.jsonl", [row])
@@ -272,7 +226,7 @@ def test_another_rendering_than_prepares_is_refused(tmp_path: Path, renderer: Re
 
 def test_two_questions_of_one_id_are_refused_before_anything_is_asked(renderer: Renderer) -> None:
     """One would hide the other: the set would be smaller than it says."""
-    questions = dev_questions([example(1, renderer), example(2, renderer)])
+    questions = dev_questions([example(1, renderer), example(2, renderer)], renderer)
     check_unique(questions)
     with pytest.raises(DataError, match=r"dev/call: two questions have the id 'row-1'"):
         check_unique([*questions, questions[0]])
@@ -294,15 +248,6 @@ def test_overlap_counts_distinct_questions_and_tool_signatures() -> None:
     assert str(seen) == "1 of 2 questions and 1 of 2 tool signatures are in the training data"
 
 
-def prepared(folder: Path, renderer: Renderer) -> StageResult:
-    model = write_tiny_model(folder / "model", context=2048)
-    write_jsonl(folder / "dev.jsonl", [example(i, renderer, call=i != 2) for i in range(3)])
-    write_jsonl(folder / "train.jsonl", [example(i, renderer) for i in range(2, 9)])
-    (folder / "manifest.json").write_text(json.dumps({"template_sha256": renderer.template_sha256}))
-    rows = {name: folder / name for name in ("dev.jsonl", "train.jsonl", "manifest.json")}
-    return stage_result(StageKind.PREPARE, files={**rows, **folder_files(model, "model/")})
-
-
 def test_the_stage_runs_dev_and_bfcl_through_parser_and_official_checker(tmp_path: Path, renderer: Renderer) -> None:
     """A scripted engine that always writes the dev set's call: right there, wrong on BFCL, wrong where none is due."""
     engine = ScriptedEngine(lambda _name, _ids: renderer.answer_ids(RIGHT))
@@ -310,7 +255,7 @@ def test_the_stage_runs_dev_and_bfcl_through_parser_and_official_checker(tmp_pat
     block = {"categories": ["simple_python", "irrelevance"], "limit": 2}
     made = run(
         stage_input(StageKind.EVALUATE, stages={"evaluate": block}),
-        folder_ports(tmp_path, [prepared(tmp_path, renderer)]),
+        folder_ports(tmp_path, [prepared(tmp_path)[0]]),
         engine_opener=lambda *_args, **_options: engine,
     )
     rows = list(read_jsonl(made.outputs["predictions-base.jsonl"], Prediction))
@@ -336,15 +281,9 @@ def test_the_stage_runs_on_the_real_engine(tmp_path: Path, renderer: Renderer) -
     block = {"benchmarks": ["dev"], "maxNewTokens": 8, "engine": "transformers"}
     made = run(
         stage_input(StageKind.EVALUATE, stages={"evaluate": block}),
-        folder_ports(tmp_path, [prepared(tmp_path, renderer)]),
+        folder_ports(tmp_path, [prepared(tmp_path)[0]]),
     )
     assert made.metrics["dev/n"] == 3
     assert made.counters["requests"] == 3
     assert made.counters["decoded"] >= 3
     assert made.info.items() >= compute_record(detect_device(), "fp32").items()
-
-
-def test_apibank_is_refused_until_it_is_there(tmp_path: Path) -> None:
-    block = {"benchmarks": ["apibank"], "apiBank": {"uri": "/data/apibank"}}
-    with pytest.raises(ConfigError, match="apibank is not supported yet"):
-        run(stage_input(StageKind.EVALUATE, stages={"evaluate": block}), folder_ports(tmp_path, []))

@@ -14,11 +14,12 @@ import shutil
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from itrain_pipeline.errors import ConfigError, DataError
+from itrain_pipeline.evals.benchmark import Answer, Item, Judgement, Opening, judged
 from itrain_pipeline.evals.bfcl_data import (
     BfclItem,
     accepts,
@@ -30,6 +31,7 @@ from itrain_pipeline.evals.bfcl_data import (
     wants_call,
 )
 from itrain_pipeline.evals.errors import ErrorClass, Finding, classify
+from itrain_pipeline.evals.metrics import Rate, Score, bfcl_v3
 from itrain_pipeline.records import Message, ToolCall
 
 _CONFIG_MODULE = "bfcl_eval.constants.model_config"
@@ -117,15 +119,6 @@ def _item(category: str, shown: dict[str, Any], plain: dict[str, Any], answer: d
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """The official verdict, and our error class where it is wrong."""
-
-    correct: bool
-    error_class: ErrorClass | None = None
-    detail: str = ""
-
-
 def judge(item: BfclItem, calls: Sequence[ToolCall], *, well_formed: bool = True) -> Judgement:
     """Judge one answer. `calls` is what our parser read; `well_formed` False means that it tried a call in vain.
 
@@ -168,9 +161,35 @@ def _check(item: BfclItem, calls: Sequence[ToolCall]) -> tuple[str | None, str]:
 
 
 def _judgement(findings: tuple[Finding, ...], error_type: str, message: str = "") -> Judgement:
-    if not findings:
-        return Judgement(correct=False, error_class=official_class(error_type), detail=f"{error_type}: {message[:200]}")
-    first = findings[0]
-    where = ".".join(part for part in (first.tool, first.parameter) if part)
-    detail = ": ".join(part for part in (error_type, where, first.detail) if part)
-    return Judgement(correct=False, error_class=first.error_class, detail=detail)
+    """What the diff found; the official error string alone where it found nothing."""
+    if findings:
+        return judged(findings, error_type)
+    return Judgement(correct=False, error_class=official_class(error_type), detail=f"{error_type}: {message[:200]}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bfcl:
+    """BFCL's single-turn categories as a benchmark."""
+
+    questions: Sequence[BfclItem]
+    name: str = "bfcl"
+
+    def items(self) -> list[Item]:
+        return [
+            Item(category=item.category, id=item.id, messages=item.messages, tools=item.tools, gold=item)
+            for item in self.questions
+        ]
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        return judge(item.gold, answer.calls, well_formed=answer.well_formed)
+
+    def groups(self, rates: Mapping[str, Rate]) -> Mapping[str, Score | None]:
+        return bfcl_v3(rates)
+
+    def info(self) -> Mapping[str, str]:
+        return {"bfcl_eval": official().version}
+
+
+def open_bfcl(opening: Opening) -> Bfcl:
+    """The installed package's data. Raises ConfigError as `official` and `load_items` do."""
+    return Bfcl(questions=load_items(opening.categories, opening.limit))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from itrain_pipeline.records import Prediction
@@ -65,15 +65,21 @@ def pooled(rates: Iterable[Rate]) -> Rate:
     return sum(rates, Rate(correct=0, n=0))
 
 
-def score_groups(predictions: Iterable[Prediction]) -> dict[str, Score]:
+Groups = Callable[[Mapping[str, Rate]], Mapping[str, "Score | None"]]
+"""Rates by category -> scores over several categories by name; None where one is missing."""
+
+
+def score_groups(predictions: Iterable[Prediction], groups: Mapping[str, Groups] | None = None) -> dict[str, Score]:
     """Every metric of one point by its name, without its suffixes; what is missing has no entry.
 
-    `dev/accuracy`, `dev/call_accuracy`, `dev/no_call_accuracy`; `bfcl/accuracy` (all items, weighted by count),
-    `bfcl/<category>/accuracy` and the v3 groups `bfcl/non_live`, `bfcl/live`.
+    `dev/accuracy`, `dev/call_accuracy`, `dev/no_call_accuracy`; of every other benchmark `<name>/accuracy` (all items,
+    weighted by count), `<name>/<category>/accuracy` and its groups: BFCL's `bfcl/non_live` and `bfcl/live` (v3),
+    `apibank/level_2/accuracy`. `groups` adds what is not known here, by the benchmark's name.
     """
     by_benchmark: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
+    combine = {**KNOWN_GROUPS, **(groups or {})}
     scores: dict[str, Score] = {}
     for benchmark, rows in by_benchmark.items():
         rates = count_rates(rows)
@@ -81,8 +87,8 @@ def score_groups(predictions: Iterable[Prediction]) -> dict[str, Score]:
         if benchmark == "dev":
             scores |= {f"dev/{name}_accuracy": rate.score for name, rate in rates.items()}
             continue
-        groups = bfcl_v3(rates) if benchmark == "bfcl" else {}
-        scores |= {f"{benchmark}/{name}": score for name, score in groups.items() if score is not None}
+        made = combine[benchmark](rates) if benchmark in combine else {}
+        scores |= {f"{benchmark}/{name}": score for name, score in made.items() if score is not None}
         scores |= {f"{benchmark}/{name}/accuracy": rate.score for name, rate in rates.items()}
     return scores
 
@@ -161,6 +167,15 @@ def bfcl_v4(rates: Mapping[str, Rate]) -> dict[str, Score | None]:
 def _multi_turn(rates: Mapping[str, Rate]) -> Score | None:
     kinds = ("base", "miss_func", "miss_param", "long_context")
     return mean_score([_one(rates, f"multi_turn_{kind}") for kind in kinds])
+
+
+def apibank_groups(rates: Mapping[str, Rate]) -> dict[str, Score | None]:
+    """Level 2 as published, with its calls of the tool search; `level_2_call` alone is level 2 without them."""
+    return {"level_2/accuracy": _weighted(rates, ("level_2_call", "level_2_search"))}
+
+
+KNOWN_GROUPS: Mapping[str, Groups] = {"bfcl": bfcl_v3, "apibank": apibank_groups}
+"""Of the benchmarks whose predictions a report may hold without their data."""
 
 
 def always_refuse(rates: Mapping[str, Rate]) -> dict[str, Rate]:

@@ -1,17 +1,15 @@
-"""What a point is asked, and how an answer is judged: the dev set and BFCL under one shape."""
+"""What a point is asked, and the record of one answer: every benchmark under one shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from itrain_pipeline.errors import DataError
-from itrain_pipeline.evals.bfcl import Judgement, judge
-from itrain_pipeline.evals.bfcl_data import BfclItem
-from itrain_pipeline.evals.errors import ErrorClass, classify, exact_gold
-from itrain_pipeline.records import Example, Message, Prediction
-from itrain_pipeline.toolcalls.compare import exact_match
+from itrain_pipeline.errors import DataError, PermanentError, StageError
+from itrain_pipeline.evals.benchmark import Answer, Benchmark, Item, Judgement
+from itrain_pipeline.evals.errors import ErrorClass
+from itrain_pipeline.records import Message, Prediction
 from itrain_pipeline.toolcalls.parse import ParseResult
 
 ReadAnswer = Callable[[str], ParseResult]
@@ -32,7 +30,7 @@ class Question:
     category: str
     id: str
     prompt_ids: tuple[int, ...]
-    judge: Callable[[ParseResult], Judgement]
+    judge: Callable[[Answer], Judgement]
     obstacle: str = ""
 
     @property
@@ -40,61 +38,33 @@ class Question:
         return self.benchmark, self.category, self.id
 
 
-def dev_questions(examples: Iterable[Example]) -> list[Question]:
-    """The dev set as `prepare` rendered it, in the categories `call` and `no_call`."""
-    return [
-        Question(
-            benchmark="dev",
-            category="call" if example.has_call else "no_call",
-            id=example.id,
-            prompt_ids=example.prompt_ids,
-            judge=_dev_judge(example),
-        )
-        for example in examples
-    ]
-
-
-def bfcl_questions(items: Iterable[BfclItem], renderer: PromptRenderer) -> list[Question]:
-    """BFCL items in the run's own rendering; what cannot be rendered keeps its place with an obstacle."""
+def build_questions(benchmark: Benchmark, items: Sequence[Item], renderer: PromptRenderer) -> list[Question]:
+    """Items in the run's own rendering; what cannot be rendered keeps its place with an obstacle."""
     questions = []
     for item in items:
-        prompt_ids: tuple[int, ...] = ()
-        obstacle = ""
-        try:
-            prompt_ids = renderer.prompt_ids(item.messages, item.tools)
-        except DataError as error:
-            obstacle = str(error)
+        prompt_ids, obstacle = item.prompt_ids, ""
+        if not prompt_ids:
+            try:
+                prompt_ids = renderer.prompt_ids(item.messages, item.tools)
+            except DataError as error:
+                obstacle = str(error)
         questions.append(
             Question(
-                benchmark="bfcl",
+                benchmark=benchmark.name,
                 category=item.category,
                 id=item.id,
                 prompt_ids=prompt_ids,
-                judge=_bfcl_judge(item),
+                judge=_judge(benchmark, item),
                 obstacle=obstacle,
             )
         )
     return questions
 
 
-def judge_dev(example: Example, answer: ParseResult) -> Judgement:
-    """Right with exactly the gold calls in any order, each name and value equal; without gold calls, right iff none.
-
-    An unreadable call is no call and no right answer: a format error in either category.
-    """
-    if answer.error is None and exact_match(answer.calls, example.calls):
-        return Judgement(correct=True)
-    gold = exact_gold(example.calls, example.tools)
-    first = classify(answer.calls, gold, well_formed=answer.error is None)[0]
-    where = ".".join(part for part in (first.tool, first.parameter) if part)
-    detail = ": ".join(part for part in (where, first.detail) if part)
-    return Judgement(correct=False, error_class=first.error_class, detail=detail)
-
-
 def predict(question: Question, point: str, text: str, read: ReadAnswer, *, note: str = "") -> Prediction:
     """The judged record of one output; `note` is put before the detail (`cut at 512 tokens`)."""
-    answer = read(text)
-    return _prediction(question, point, text, question.judge(answer), note, answer.error or "")
+    answer = Answer(text=text, parsed=read(text))
+    return _prediction(question, point, text, question.judge(answer), note, answer.parsed.error or "")
 
 
 def not_asked(question: Question, point: str, reason: str) -> Prediction:
@@ -121,9 +91,16 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _dev_judge(example: Example) -> Callable[[ParseResult], Judgement]:
-    return lambda answer: judge_dev(example, answer)
+def _judge(benchmark: Benchmark, item: Item) -> Callable[[Answer], Judgement]:
+    """The benchmark's judge of one item. A judge that fails will fail again: no attempt is wasted on it."""
 
+    def judge(answer: Answer) -> Judgement:
+        try:
+            return benchmark.judge(item, answer)
+        except StageError:
+            raise
+        except Exception as error:
+            where = f"benchmark {benchmark.name}: judging {item.category}/{item.id}"
+            raise PermanentError(f"{where} failed with {type(error).__name__}: {error}") from error
 
-def _bfcl_judge(item: BfclItem) -> Callable[[ParseResult], Judgement]:
-    return lambda answer: judge(item, answer.calls, well_formed=answer.error is None)
+    return judge

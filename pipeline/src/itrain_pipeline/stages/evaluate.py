@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +17,20 @@ from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import EvaluateStage
 from itrain_pipeline.data.rendering import Renderer
+from itrain_pipeline.data.sources import read_rows
 from itrain_pipeline.engine import open_engine
-from itrain_pipeline.errors import ConfigError, DataError, Interrupted
-from itrain_pipeline.evals import bfcl
+from itrain_pipeline.errors import DataError, Interrupted
+from itrain_pipeline.evals.benchmark import Benchmark, Opening, open_benchmark
 from itrain_pipeline.evals.collect import prediction_file
 from itrain_pipeline.evals.contamination import overlap
-from itrain_pipeline.evals.metrics import count_errors, flat_metrics, score_groups
-from itrain_pipeline.evals.questions import (
-    Question,
-    ReadAnswer,
-    bfcl_questions,
-    dev_questions,
-    not_asked,
-    predict,
-)
+from itrain_pipeline.evals.devset import DevSet
+from itrain_pipeline.evals.metrics import Groups, count_errors, flat_metrics, score_groups
+from itrain_pipeline.evals.questions import Question, ReadAnswer, build_questions, not_asked, predict
 from itrain_pipeline.learn.inputs import prepare_result
 from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
 from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
 from itrain_pipeline.stages.compute import choose_compute
+from itrain_pipeline.stages.prepare import fetcher
 from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
 from itrain_pipeline.toolcalls.parse import parse
 
@@ -58,13 +54,12 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     stage = EvaluateStage.model_validate(stage_input.spec["stage"])
     model = ModelSpec.model_validate(stage_input.spec["model"])
     data = DataSpec.model_validate(stage_input.spec["data"])
-    if "apibank" in stage.benchmarks:
-        raise ConfigError("stages.evaluate.benchmarks: apibank is not supported yet; allowed are dev and bfcl")
     prepare = prepare_result(ports.upstream)
+    benchmarks = open_benchmarks(stage, prepare, ports)
     model_dir = ports.upstream.fetch_folder(prepare, "model/")
     renderer = load_renderer(model_dir, data.call_format, trust_remote_code=model.trust_remote_code)
     check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
-    questions, info = build_questions(stage, prepare, ports.upstream, renderer)
+    questions, info = ask_of(benchmarks, _examples(prepare, ports.upstream, "train.jsonl"), renderer)
     points = plan_points(ports.upstream, stage_input.iteration)
     compute = choose_compute(stage_input, model_dir)
     engine = engine_opener(stage.engine, model_dir, dtype=compute.precision, trust_remote_code=model.trust_remote_code)
@@ -80,6 +75,7 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     return build_output(
         found,
         ports.scratch,
+        groups={benchmark.name: benchmark.groups for benchmark in benchmarks},
         counters={
             "requests": counters.requests,
             "prefill_computed": counters.prefill_computed,
@@ -117,24 +113,50 @@ def _adapter_of(results: Sequence[StageResult], upstream: Upstream) -> Path | No
     return None if result is None else upstream.fetch_folder(result, "adapter/")
 
 
-def build_questions(
-    stage: EvaluateStage, prepare: StageResult, upstream: Upstream, renderer: Renderer
+def open_benchmarks(stage: EvaluateStage, prepare: StageResult, ports: Ports) -> list[Benchmark]:
+    """The benchmarks of the spec in their order, each once. `categories` are BFCL's, `limit` spares the dev set.
+
+    Nothing is asked yet: what is missing or wrong in their data is told before the model is loaded.
+    """
+    opened: list[Benchmark] = []
+    for name in dict.fromkeys(stage.benchmarks):
+        if name == "dev":
+            opened.append(DevSet(examples=_examples(prepare, ports.upstream, "dev.jsonl")))
+            continue
+        categories = tuple(stage.categories) if name == "bfcl" else ()
+        opened.append(open_benchmark(name, _opening(name, stage, ports, categories)))
+    return opened
+
+
+def _opening(name: str, stage: EvaluateStage, ports: Ports, categories: tuple[str, ...]) -> Opening:
+    source = stage.api_bank if name == "apibank" else None
+    if source is None:
+        return Opening(categories=categories, limit=stage.limit)
+    access = ports.source(source.secret_ref, source.uri)
+    folder = ports.scratch / "benchmarks" / name
+
+    def read(uri: str) -> list[object]:
+        return list(read_rows(uri, "messages", store=access.store, scratch=folder, fetch=fetcher(access)))
+
+    return Opening(categories=categories, limit=stage.limit, uri=source.uri, read=read)
+
+
+def ask_of(
+    benchmarks: Sequence[Benchmark], train: Iterable[Example], renderer: Renderer
 ) -> tuple[list[Question], dict[str, str]]:
-    """All questions in their order, and what is to be known about them. `limit` holds for BFCL, not for the dev set."""
+    """All questions in their order, and what is to be known about them: versions, and what training has seen."""
     questions: list[Question] = []
     info: dict[str, str] = {}
-    train = [(e.messages, e.tools) for e in _examples(prepare, upstream, "train.jsonl")]
-    if "dev" in stage.benchmarks:
-        examples = _examples(prepare, upstream, "dev.jsonl")
-        questions += dev_questions(examples)
-        info["overlap_dev"] = str(overlap([(e.messages, e.tools) for e in examples], train))
-    if "bfcl" in stage.benchmarks:
-        items = bfcl.load_items(stage.categories, stage.limit)
-        questions += bfcl_questions(items, renderer)
-        info["bfcl_eval"] = bfcl.official().version
-        info["overlap_bfcl"] = str(overlap([(i.messages, i.functions) for i in items], train))
+    seen = [(example.messages, example.tools) for example in train]
+    for benchmark in benchmarks:
+        items = benchmark.items()
+        questions += build_questions(benchmark, items, renderer)
+        if items:
+            info[f"overlap_{benchmark.name}"] = str(overlap([(i.messages, i.tools) for i in items], seen))
+        info |= benchmark.info()
     if not questions:
-        raise DataError("nothing to evaluate: dev.jsonl is empty and bfcl is not among stages.evaluate.benchmarks")
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        raise DataError(f"nothing to evaluate: stages.evaluate.benchmarks ({names}) hold no questions")
     check_unique(questions)
     return questions, info
 
@@ -233,7 +255,12 @@ def _finished(ports: Ports, name: str) -> list[Prediction]:
 
 
 def build_output(
-    found: Mapping[str, Sequence[Prediction]], folder: Path, *, counters: Mapping[str, float], info: Mapping[str, str]
+    found: Mapping[str, Sequence[Prediction]],
+    folder: Path,
+    *,
+    counters: Mapping[str, float],
+    info: Mapping[str, str],
+    groups: Mapping[str, Groups] | None = None,
 ) -> StageOutput:
     """Predictions as files, metrics by name. The last point has plain names; a base before it only its headlines,
     since the operator reads metrics from a termination message of 4 KiB."""
@@ -244,7 +271,7 @@ def build_output(
         path = folder / prediction_file(point)
         write_jsonl(path, predictions)
         outputs[path.name] = path
-        flat = flat_metrics(score_groups(predictions))
+        flat = flat_metrics(score_groups(predictions, groups))
         if point != plain:
             flat = {f"{BASE_PREFIX}{name}": value for name, value in flat.items() if name.count("/") == 1}
         metrics |= flat
