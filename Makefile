@@ -48,6 +48,7 @@ lock: $(STAMP) ## upgrade every pinned requirement (edit requirements/*.in first
 	cd requirements && ../$(COMPILE) --upgrade --no-deps bfcl.in -o bfcl.txt
 	cd requirements && ../$(COMPILE) --upgrade --override dev-overrides.in dev.in -o dev.txt
 	cd requirements && ../$(COMPILE) --upgrade --override volta-cpu-overrides.in volta-cpu.in -o volta-cpu.txt
+	@$(MAKE) --no-print-directory images-lock UPGRADE=--upgrade
 
 ## --- the product -----------------------------------------------------------------------------------------------
 
@@ -103,6 +104,32 @@ bench-search: $(STAMP) ## the search beside the released one, and each lever alo
 .PHONY: bench-train
 bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, SFT next to its SFTTrainer, perplexity next to the plain loop: build/bench/train.json (QUICK=1: short; ONLY=simpo, sft or ppl)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.training
+
+## --- images ----------------------------------------------------------------------------------------------------
+
+IMAGES_VENV := build/images/venv
+IMAGES_STAMP := $(IMAGES_VENV)/.synced-$(firstword $(shell cat requirements/bootstrap.txt requirements/images.txt | sha256sum))
+IMAGE_LOCKS := $(foreach image,trainer rollout,$(foreach hardware,volta current cpu,$(image)-$(hardware)))
+UPGRADE :=
+
+$(IMAGES_STAMP): requirements/bootstrap.txt requirements/images.txt
+	@test -x $(IMAGES_VENV)/bin/python || $(PYTHON) -m venv $(IMAGES_VENV)
+	@$(IMAGES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(addprefix -r ,$^)
+	@rm -f $(IMAGES_VENV)/.synced-* && touch $@
+
+.PHONY: images
+images: $(IMAGES_STAMP) ## the container images as OCI archives in build/images, with their SBOMs (ONLY="operator trainer-volta", BASE_IMAGE=, PREFIX=, TWICE=1)
+	@PYTHONPATH=images/src $(IMAGES_VENV)/bin/python -m itrain_images $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(PREFIX),--prefix $(PREFIX)) $(if $(TWICE),--twice) $(ONLY)
+
+.PHONY: images-lock
+images-lock: UV := $(IMAGES_VENV)/bin/uv
+images-lock: $(IMAGES_STAMP) ## resolve the packages of every image again: each matrix must give the lock that is committed
+	cd requirements && for e in bootstrap images operator; do ../$(COMPILE) $(UPGRADE) $$e.in -o $$e.txt; done
+	cd requirements && for e in $(IMAGE_LOCKS); do \
+	  ../$(COMPILE) $(UPGRADE) --python-platform x86_64-manylinux_2_31 $$(ls $$e-overrides.in 2>/dev/null | sed 's/^/--override /') $$e.in -o $$e.txt; done
+	@test -n "$(UPGRADE)" || git diff --exit-code --stat -- requirements || { echo "make images-lock: locks changed; commit them"; exit 1; }
+
+## --- checks ----------------------------------------------------------------------------------------------------
 
 .PHONY: verify
 verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated
