@@ -222,7 +222,7 @@ class OperatorSettings(SpecModel):
 
     namespaces: Annotated[list[Namespace], Field(max_length=1000)] = []
     """Namespaces that are watched; empty means all of them."""
-    workers: Annotated[int, Field(ge=1, le=256)] = 8
+    workers: Annotated[int, Field(ge=1, le=256)] = 16
     """Runs that are reconciled at a time."""
     resync_seconds: Annotated[int, Field(ge=10, le=86_400)] = 300
     """Every run is looked at this often, whatever the watches say."""

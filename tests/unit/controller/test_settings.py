@@ -22,7 +22,7 @@ def problems(text: str = "", **environ: str) -> list[str]:
 def test_without_a_file_everything_has_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = parse_settings("", {})
     assert found == OperatorSettings()
-    assert (found.workers, found.resync_seconds, found.request_timeout_seconds) == (8, 300, 30)
+    assert (found.workers, found.resync_seconds, found.request_timeout_seconds) == (16, 300, 30)
     assert found.command == ["python", "-m", "itrain_pipeline"]
     assert found.lease.duration_seconds <= 10
 

@@ -72,6 +72,15 @@ async def filled(world: World, runs: int) -> None:
             )
 
 
+async def settled(world: World) -> None:
+    """Wait until no run waits for a worker: a thousand that were applied at once have a thousand statuses to write."""
+    deadline = world.clock() + FILL_TIMEOUT_S
+    while (await asyncio.to_thread(world.operator.metrics))["itrain_queue_depth"] > 0:
+        await world.pause(0.5)
+        if world.clock() > deadline:
+            raise RuntimeError(f"runs wait for a worker and nothing happens; see {world.operator.log}")
+
+
 async def closed(world: World, until: float) -> None:
     """Wait for the successors of all children that finished before."""
     deadline = world.clock() + OPEN_TIMEOUT_S

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from itrain_bench.controller.floor import measure_floor
-from itrain_bench.controller.load import SETTLE_S, Figures, Say, Scale, arriving, closed, filled, times
+from itrain_bench.controller.load import SETTLE_S, Figures, Say, Scale, arriving, closed, filled, settled, times
 from itrain_bench.controller.population import CHILDREN
 from itrain_bench.controller.usage import peak_rss_mib, rss_mib
 from itrain_bench.controller.world import World, open_world
@@ -55,6 +55,7 @@ async def measure(scale: Scale, folder: Path, say: Say) -> Figures:
         await filled(world, scale.runs)
         figures: Figures = {"filled_s": round(world.clock() - began, 1)}
         say(f"{scale.runs} runs have a running child after {figures['filled_s']} s")
+        await settled(world)
         async with arriving(world, scale.rate, scale.seed):
             figures |= await _window(world, scale, say)
         await closed(world, world.clock())
