@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from itrain_contract.bfcl import CATEGORIES
@@ -12,6 +10,7 @@ from itrain_pipeline.evals.bfcl import judge, load_items
 from itrain_pipeline.evals.bfcl_data import GOLD_DEFECTS, BfclItem, accepts, source_text, standardize
 from itrain_pipeline.evals.errors import ErrorClass
 from itrain_pipeline.records import ToolCall
+from itrain_testing.bfclgold import gold_answer
 
 
 @pytest.fixture(scope="module")
@@ -177,76 +176,3 @@ def mutate(calls: list[ToolCall], change: str, required: dict[str, list[str]]) -
             return None
         arguments[key] = value + " zz" if isinstance(value, str) else value + 91237
     return [*head, ToolCall(name=last.name, arguments=arguments)]
-
-
-def gold_answer(item: BfclItem) -> list[ToolCall]:
-    """The first allowed values as calls; parameters outside the schema are left out, required ones never."""
-    by_name = {function["name"]: function for function in item.functions}
-    calls = []
-    for answer in item.possible_answers:
-        ((name, parameters),) = answer.items()
-        schema = by_name[name]["parameters"]
-        arguments = {}
-        for key, allowed in parameters.items():
-            if key not in schema["properties"]:
-                continue
-            real = [value for value in allowed if value != ""]
-            if real and not ("" in allowed and key not in schema["required"]):
-                arguments[key] = literal(item.category, unlist(real[0]), schema["properties"][key])
-            elif key in schema["required"] and allowed:
-                arguments[key] = literal(item.category, allowed[0], schema["properties"][key])
-        calls.append(ToolCall(name=name, arguments=arguments))
-    return calls
-
-
-def unlist(value: Any) -> Any:
-    """A dictionary's entries list their allowed values: take the first real one."""
-    if isinstance(value, dict):
-        lists = {key: choices if isinstance(choices, list) else [choices] for key, choices in value.items()}
-        real = {key: [choice for choice in choices if choice != ""] for key, choices in lists.items()}
-        return {key: choices[0] for key, choices in real.items() if choices}
-    if isinstance(value, list):
-        return [unlist(entry) for entry in value]
-    return value
-
-
-def literal(category: str, value: Any, schema: dict[str, Any]) -> Any:
-    if category == "simple_java":
-        return java(value, schema["type"], schema.get("items", {}).get("type", "any"))
-    if category == "simple_javascript":
-        return javascript(value, schema["type"])
-    return value
-
-
-def java(value: Any, kind: str, nested: str = "any") -> str:
-    """`value` as Java source of a declared type."""
-    if kind in ("ArrayList", "Array") and isinstance(value, list):
-        # The official converter cuts the quotes in an ArrayList<String> and keeps them in an array.
-        if kind == "Array":
-            return "new Object[]{" + ", ".join(java(entry, nested) for entry in value) + "}"
-        return f"new ArrayList<String>(Arrays.asList({', '.join(java_element(entry, nested) for entry in value)}))"
-    if kind == "HashMap" and isinstance(value, dict):
-        puts = " ".join(f'put("{key}", {java_element(entry, "String")});' for key, entry in value.items())
-        return f"new HashMap<String, Object>() {{{{ {puts} }}}}"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    suffix = {"long": "L", "float": "f"}.get(kind, "")
-    return value if isinstance(value, str) else f"{value}{suffix}"
-
-
-def java_element(value: Any, kind: str) -> str:
-    return f'"{value}"' if isinstance(value, str) and kind == "String" else java(value, kind)
-
-
-def javascript(value: Any, kind: str) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"'{key}': {javascript_element(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(javascript_element(entry) for entry in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else f"{value}n" if kind == "Bigint" else str(value)
-
-
-def javascript_element(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else javascript(value, "any")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,26 @@ def test_a_renamed_optional_counts_as_an_extra_parameter() -> None:
     gold = GoldCall(name="f", parameters={"a": GoldParameter(allowed=(1,), optional=True)}, schema=frozenset({"a"}))
     found = classify([ToolCall(name="f", arguments={"b": 1})], [gold])
     assert [f.error_class for f in found] == [ErrorClass.EXTRA_PARAMETER]
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "expected"),
+    [
+        ("units", "km", ErrorClass.PARAMETER_NAME),
+        ("unit_name", "km", ErrorClass.PARAMETER_NAME),
+        ("unit_name", "miles", ErrorClass.EXTRA_PARAMETER),
+        ("verbose", "km", ErrorClass.EXTRA_PARAMETER),
+        ("uniform", "km", ErrorClass.EXTRA_PARAMETER),
+    ],
+)
+def test_an_optional_is_renamed_where_name_and_value_are_like_it(
+    written: str, value: str, expected: ErrorClass
+) -> None:
+    """Its absence is no sign; `uniform` is a parameter that the tool knows."""
+    schema = frozenset({"unit", "uniform"})
+    gold = GoldCall(name="f", parameters={"unit": GoldParameter(allowed=("km",), optional=True)}, schema=schema)
+    (found,) = classify([ToolCall(name="f", arguments={written: value})], [gold])
+    assert (found.error_class, found.tool) == (expected, "f")
 
 
 def test_several_mistakes_are_all_reported_and_the_structural_one_names_the_answer() -> None:

@@ -39,6 +39,9 @@ class ErrorClass(StrEnum):
 PAPER_SHARES: Mapping[ErrorClass, float] = {ErrorClass.PARAMETER_VALUE: 0.51, ErrorClass.PARAMETER_NAME: 0.26}
 """Shares of all errors on BFCL (arXiv 2501.09766, section 1)."""
 
+ALIKE = 0.6
+"""Likeness from which two names are taken for one parameter."""
+
 _RANK = {error_class: rank for rank, error_class in enumerate(ErrorClass)}
 
 
@@ -147,9 +150,12 @@ def compare_call(call: ToolCall, gold: GoldCall, match: MatchValue = equal_value
             findings.append(Finding(error_class=error, tool=gold.name, parameter=name, detail=_shown(call, name)))
     missing = [name for name, p in gold.parameters.items() if name not in call.arguments and not p.optional]
     extra = [name for name in call.arguments if name not in gold.parameters]
-    for old, new in _renamed(call, gold, missing, extra, match):
-        missing.remove(old)
-        extra.remove(new)
+    required = _renamed(call, gold, missing, extra, match)
+    missing = [name for name in missing if name not in {old for old, _ in required}]
+    extra = [name for name in extra if name not in {new for _, new in required}]
+    optional = _renamed_optionals(call, gold, extra, match)
+    extra = [name for name in extra if name not in {new for _, new in optional}]
+    for old, new in (*required, *optional):
         findings.append(
             Finding(error_class=ErrorClass.PARAMETER_NAME, tool=gold.name, parameter=old, detail=f"named {new!r}")
         )
@@ -219,6 +225,36 @@ def _renamed(
         if old in free(missing, 0) and new in free(unknown, 1):
             found.append((old, new))
     return found
+
+
+def _renamed_optionals(
+    call: ToolCall, gold: GoldCall, extra: Sequence[str], match: MatchValue
+) -> list[tuple[str, str]]:
+    """(gold name, written name) of optional parameters. Their absence is no sign, so name and value both have to be
+    like: an unknown name that resembles one left out, with a value that would be right there."""
+    found: list[tuple[str, str]] = []
+    left_out = [
+        name for name, parameter in gold.parameters.items() if parameter.optional and name not in call.arguments
+    ]
+    for new in extra:
+        if new in gold.schema:
+            continue
+        taken = {old for old, _ in found}
+        alike = [
+            (_likeness(old, new), old)
+            for old in left_out
+            if old not in taken and value_error(call.arguments[new], gold.parameters[old].allowed, match) is None
+        ]
+        best = max(alike, default=(0.0, ""))
+        if best[0] >= ALIKE:
+            found.append((best[1], new))
+    return found
+
+
+def _likeness(old: str, new: str) -> float:
+    """0 to 1; one name within the other is likeness enough (`unit`, `unit_name`)."""
+    a, b = (name.lower().replace("_", "").replace("-", "") for name in (old, new))
+    return max(SequenceMatcher(a=a, b=b).ratio(), ALIKE if a in b or b in a else 0.0)
 
 
 def _cost(call: ToolCall, gold: GoldCall, match: MatchValue) -> float:
