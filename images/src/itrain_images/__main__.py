@@ -50,6 +50,7 @@ def make_image(image: ImageSet, engine: Engine, arguments: argparse.Namespace) -
     write_sbom(image, build_sbom(image.name, version(), wheels, root, epoch=epoch))
     order = Order(
         image=image,
+        wheels=image.folder,
         base=base,
         reference=image.reference(arguments.prefix),
         archive=BUILD / f"{image.name}.tar",

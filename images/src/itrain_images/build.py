@@ -34,6 +34,8 @@ class Order:
     """What is asked of a builder. The same order gives the same bytes."""
 
     image: ImageSet
+    wheels: Path
+    """The second context, as `wheelhouse.py` fills it."""
     base: str
     """Reference of the base image, with a digest where it comes from a registry."""
     reference: str
@@ -52,7 +54,7 @@ class Order:
         created = datetime.fromtimestamp(self.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "BASE_IMAGE": self.base,
-            **{f"{layer.name}_SHA256": sha256(self.image.folder / f"{layer.value}.txt") for layer in layers},
+            **{f"{layer.name}_SHA256": sha256(self.wheels / f"{layer.value}.txt") for layer in layers},
             **({"HARDWARE": self.image.hardware} if self.image.hardware else {}),
             "VERSION": version(),
             "REVISION": self.revision,
@@ -108,7 +110,7 @@ def commands(order: Order, engine: Engine) -> list[list[str]]:
     """The builder's command lines. Pure but for the digests of the layers' requirement files."""
     common = [
         *(word for name, value in order.arguments.items() for word in ("--build-arg", f"{name}={value}")),
-        *("--build-context", f"wheels={order.image.folder}"),
+        *("--build-context", f"wheels={order.wheels}"),
         *("--file", str(order.image.containerfile)),
         *("--tag", order.reference),
         *(["--no-cache"] if order.fresh else []),
