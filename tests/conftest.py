@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: torch, which has not been imported yet, must not take all of them for each.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Append every skip, one `nodeid: reason` a line, for CI to compare with its committed list."""
