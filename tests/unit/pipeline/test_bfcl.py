@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from itrain_contract.bfcl import CATEGORIES
@@ -79,6 +81,18 @@ def test_irrelevance_wants_no_call_and_relevance_wants_any(items: list[BfclItem]
     assert judge(relevant, call).correct
     assert judge(relevant, []).error_class is ErrorClass.MISSED_CALL
     assert judge(relevant, [], well_formed=False).error_class is ErrorClass.FORMAT
+
+
+def test_all_1140_items_without_gold_are_judged_by_whether_there_is_a_call(items: list[BfclItem]) -> None:
+    open_items = [item for item in items if not item.possible_answers]
+    wants = {"irrelevance": False, "live_irrelevance": False, "live_relevance": True}
+    assert Counter(item.category for item in open_items) == {
+        "irrelevance": 240, "live_irrelevance": 884, "live_relevance": 16
+    }  # fmt: skip
+    for item in open_items:
+        name = item.functions[0]["name"] if item.functions else "any"
+        assert judge(item, [ToolCall(name=name, arguments={})]).correct is wants[item.category]
+        assert judge(item, []).correct is not wants[item.category]
 
 
 def test_an_unreadable_call_is_a_format_error(items: list[BfclItem]) -> None:

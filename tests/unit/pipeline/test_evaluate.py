@@ -193,11 +193,12 @@ def test_iteration_zero_has_base_and_warmup_and_later_ones_their_own(tmp_path: P
 
 def test_a_full_evaluation_fits_the_termination_message_with_its_metrics(tmp_path: Path) -> None:
     """Both points on every category: the operator reads metrics from 4 KiB, so the base has only its headlines."""
-    found = {name: predictions(name, 0.37, random.Random(name)) for name in ("base", "warmup")}
+    found = {name: [*predictions(name, 0.37, random.Random(name)), *api_bank(name)] for name in ("base", "warmup")}
     made = build_output(found, tmp_path, counters={"decoded": 1e6}, info={})
     assert {f"bfcl/{name}/accuracy" for name in CATEGORIES} <= made.metrics.keys()
     assert {"dev/call_accuracy", "dev/call_accuracy_se", "base/dev/call_accuracy", "base/bfcl/n"} <= made.metrics.keys()
     assert "base/bfcl/simple_python/accuracy" not in made.metrics
+    assert made.metrics["apibank/level_2/n"] == 135
     assert made.info["point"] == "warmup"
     assert made.counters["errors_dev_parameter_value"] > 0
     message = TerminationSummary(
@@ -206,6 +207,15 @@ def test_a_full_evaluation_fits_the_termination_message_with_its_metrics(tmp_pat
     assert len(message) <= TERMINATION_MESSAGE_LIMIT_BYTES
     assert json.loads(message)["metrics"] == made.metrics
     assert sorted(made.outputs) == ["predictions-base.jsonl", "predictions-warmup.jsonl"]
+
+
+def api_bank(point: str) -> list[Prediction]:
+    sizes = {"level_1": 399, "level_2_call": 90, "level_2_search": 45}
+    return [
+        Prediction(benchmark="apibank", category=name, id=str(at), point=point, output="", correct=at % 3 > 0)
+        for name, n in sizes.items()
+        for at in range(n)
+    ]
 
 
 def test_a_lone_base_point_has_plain_names(tmp_path: Path) -> None:
