@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_an_unknown_benchmark_is_refused_with_those_that_are_known() -> None:
 def test_a_dotted_path_that_leads_to_no_benchmark_is_refused_by_name(name: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         open_benchmark(name, Opening())
+
+
+def test_a_factory_that_fails_ends_the_stage_for_good() -> None:
+    with pytest.raises(PermanentError, match="benchmark 'builtins:sum' cannot be opened: TypeError: 'Opening' object"):
+        open_benchmark("builtins:sum", Opening())
+
+
+def test_a_category_that_cannot_name_a_metric_is_refused() -> None:
+    items = [dataclasses.replace(Echo().items()[0], category="Two words")]
+    with pytest.raises(DataError, match="benchmark echo: category 'Two words'; allowed are a-z"):
+        build_questions(Echo(), items, NoPrompts())
 
 
 def test_an_installed_packages_benchmark_is_found_by_its_entry_point(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
-from itrain_pipeline.errors import ConfigError, DataError
+from itrain_pipeline.errors import ConfigError, DataError, PermanentError, StageError
 from itrain_pipeline.evals.errors import ErrorClass, Finding
 from itrain_pipeline.evals.metrics import Rate, Score
 from itrain_pipeline.records import Message, ToolCall
@@ -29,13 +29,16 @@ BUILTIN: Final[Mapping[str, str]] = {
 """Names that no package can take over. The dev set is no data of its own and is made by the stage."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+CATEGORY: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One question. `messages` and `tools` are rendered as the run renders everything; a leading system message is
-    joined with the run's own. `prompt_ids`, where given, are asked as they are. `gold` is the judge's alone.
+    """One question. `category` is part of a metric's name: a-z, 0-9 and `_`.
+
+    `messages` and `tools` are rendered as the run renders everything; a leading system message is joined with the
+    run's own. `prompt_ids`, where given, are asked as they are. `gold` is the judge's alone.
     """
 
     category: str
@@ -138,8 +141,17 @@ def join_uri(uri: str, name: str) -> str:
 
 
 def open_benchmark(name: str, opening: Opening) -> Benchmark:
-    """The benchmark of that name, opened. Raises ConfigError where what is found is none."""
-    made = find_factory(name)(opening)
+    """The benchmark of that name, opened.
+
+    Raises ConfigError where what is found is none, PermanentError for a factory that fails by itself: it would again.
+    """
+    factory = find_factory(name)
+    try:
+        made = factory(opening)
+    except (StageError, OSError):
+        raise
+    except Exception as error:
+        raise PermanentError(f"benchmark {name!r} cannot be opened: {type(error).__name__}: {error}") from error
     if not isinstance(made, Benchmark):
         raise ConfigError(
             f"benchmark {name!r}: its factory made a {type(made).__name__}, which lacks a Benchmark's parts"

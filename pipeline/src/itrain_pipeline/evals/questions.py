@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from itrain_pipeline.errors import DataError, PermanentError, StageError
-from itrain_pipeline.evals.benchmark import Answer, Benchmark, Item, Judgement
+from itrain_pipeline.evals.benchmark import CATEGORY, Answer, Benchmark, Item, Judgement
 from itrain_pipeline.evals.errors import ErrorClass
 from itrain_pipeline.records import Message, Prediction
 from itrain_pipeline.toolcalls.parse import ParseResult
@@ -39,9 +39,14 @@ class Question:
 
 
 def build_questions(benchmark: Benchmark, items: Sequence[Item], renderer: PromptRenderer) -> list[Question]:
-    """Items in the run's own rendering; what cannot be rendered keeps its place with an obstacle."""
+    """Items in the run's own rendering; what cannot be rendered keeps its place with an obstacle.
+
+    Raises DataError for a category that can be no part of a metric's name.
+    """
     questions = []
     for item in items:
+        if not CATEGORY.fullmatch(item.category):
+            raise DataError(f"benchmark {benchmark.name}: category {item.category!r}; allowed are a-z, 0-9 and _")
         prompt_ids, obstacle = item.prompt_ids, ""
         if not prompt_ids:
             try:
