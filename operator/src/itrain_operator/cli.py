@@ -18,6 +18,7 @@ import typer
 from itrain_contract.loading import SpecError, load_run
 from itrain_contract.names import ExitCode
 from itrain_operator.cli_cluster import runs
+from itrain_operator.cli_local import PipelineError
 from itrain_operator.cli_options import (
     FileArgument,
     FilesArgument,
@@ -132,6 +133,8 @@ def main(arguments: list[str] | None = None, prog_name: str | None = None) -> No
         _fail(str(error), ExitCode.CONFIG)
     except LockedError as error:
         _fail(str(error), ExitCode.RETRYABLE)
+    except PipelineError as error:
+        _fail(str(error), error.code)
     except LocalRunError as error:
         _fail(str(error), ExitCode.CONFIG)
     except ClusterError as error:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from itrain_contract.names import ExitCode
 from itrain_operator import clustercommands as work
+from itrain_operator.cli_compare import OUT, Place, place_of, write_comparison
 from itrain_operator.cli_inspect import artifacts_root, make_report, purge_run, show_logs, show_status
 from itrain_operator.cli_options import (
     PLAIN_WIDTH,
@@ -26,6 +27,7 @@ from itrain_operator.cli_options import (
     Output,
     OutputOption,
     RunArgument,
+    RunsArgument,
     YesOption,
     place,
     say,
@@ -274,7 +276,10 @@ def wait(
 @runs.command()
 def report(
     context: typer.Context,
-    run: RunArgument = None,
+    named: RunsArgument = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="one page about two or more runs, each beside the first")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="where to write the HTML")] = None,
     open_it: Annotated[bool, typer.Option("--open", help="open it in the browser")] = False,
     local: LocalOption = False,
@@ -286,25 +291,44 @@ def report(
     """Write the HTML report of the results so far.
 
     Of a run in the cluster it is read from S3 with your own AWS environment; from a volume claim by a pod that lives
-    for seconds and needs the right to create pods.
+    for seconds and needs the right to create pods. With --compare: settings, accuracy, errors and cost of several runs
+    side by side, by default in comparison.html; exit code 65 where they share no item or one has nothing evaluated.
     """
     where = place(context, namespace, kube_context, kubeconfig, local=local)
-    chosen = find_run(run, where)
-    if isinstance(chosen, StateFolder):
-        path = make_report(chosen, out=out, environ=os.environ)
+    runs = named or []
+    if compare:
+        if len(runs) < 2:
+            raise typer.BadParameter("name two runs or more: itrain report --compare A B", param_hint="--compare")
+        path = write_comparison(runs, [_find_place(run, where) for run in runs], out or OUT, os.environ)
+    elif len(runs) > 1:
+        raise typer.BadParameter(f"got {len(runs)} runs: one, or --compare", param_hint="DIR|NAME")
     else:
-        name, file = chosen.name, out or Path(f"{chosen.name}-report.html")
-
-        async def fetch(access: Access) -> Path:
-            return await fetch_report(access, await work.get_run(access, name), file, os.environ)
-
-        path = on_cluster(where, fetch, chosen)
+        path = _one_report(runs[0] if runs else None, where, out)
     if output == Output.JSON:
         say_json({"report": str(path)})
     else:
         say(str(path))
     if open_it:
         typer.launch(path.resolve().as_uri())
+
+
+def _one_report(run: str | None, where: Where, out: Path | None) -> Path:
+    chosen = find_run(run, where)
+    if isinstance(chosen, StateFolder):
+        return make_report(chosen, out=out, environ=os.environ)
+    name, file = chosen.name, out or Path(f"{chosen.name}-report.html")
+
+    async def fetch(access: Access) -> Path:
+        return await fetch_report(access, await work.get_run(access, name), file, os.environ)
+
+    return on_cluster(where, fetch, chosen)
+
+
+def _find_place(run: str, where: Where) -> Place:
+    chosen = find_run(run, where)
+    if isinstance(chosen, StateFolder):
+        return place_of(chosen)
+    return place_of(on_cluster(where, lambda access: work.get_run(access, chosen.name), chosen))
 
 
 @runs.command()

@@ -14,7 +14,7 @@ from rich.console import Console
 from itrain_contract.layout import RunLayout
 from itrain_contract.names import Phase
 from itrain_contract.stageio import StageInput
-from itrain_operator.cli_local import best_point, current_live, paced, run_pipeline, warmed_up
+from itrain_operator.cli_local import PipelineError, best_point, current_live, paced, run_pipeline, warmed_up
 from itrain_operator.localfigures import finished_figures
 from itrain_operator.localjob import IndexState, index_state
 from itrain_operator.localobserve import job_view
@@ -173,8 +173,8 @@ def make_report(folder: StateFolder, *, out: Path | None, environ: Mapping[str, 
     place = out or folder.path / "report.html"
     try:
         run_pipeline(["report", "--run-root", root, "--out", str(place)], environ)
-    except LocalRunError as error:
-        raise LocalRunError(f"the report of {root} cannot be made: {error}") from error
+    except PipelineError as error:
+        raise PipelineError(f"the report of {root} cannot be made: {error}", error.code) from error
     return place
 
 

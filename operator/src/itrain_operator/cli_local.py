@@ -72,13 +72,24 @@ def pipeline_python(environ: Mapping[str, str]) -> str:
     return environ.get(ENV_PYTHON) or sys.executable
 
 
-def run_pipeline(arguments: list[str], environ: Mapping[str, str]) -> None:
-    """A command of the pipeline, which alone reads storage. Raises LocalRunError with its last words."""
+class PipelineError(LocalRunError):
+    """A command of the pipeline failed: its last words, and `code`, its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run_pipeline(arguments: list[str], environ: Mapping[str, str], *, hint: str = "") -> None:
+    """A command of the pipeline, which alone reads storage. Raises PipelineError; `hint` is put behind its words where
+    nobody foresaw the failure."""
     command = [pipeline_python(environ), "-m", "itrain_pipeline", *arguments]
     made = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
     if made.returncode != 0:
         last = made.stderr.strip().splitlines()[-1:] or [f"exit code {made.returncode}"]
-        raise LocalRunError(last[0].removeprefix("itrain: "))
+        foreseen = last[0].startswith("itrain: ")
+        code = made.returncode if foreseen else ExitCode.PERMANENT
+        raise PipelineError(last[0].removeprefix("itrain: ") + ("" if foreseen else hint), code)
 
 
 def open_run(options: RunOptions) -> tuple[StateFolder, StoredRun]:

@@ -29,6 +29,14 @@ RunArgument = Annotated[
         help="a state folder, a name in .itrain/ (default: the latest), or else a run in the cluster",
     ),
 ]
+RunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="DIR|NAME",
+        help="a state folder, a name in .itrain/ (default: the latest), or else a run in the cluster; several with "
+        "--compare",
+    ),
+]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="a run in the cluster")]
 NamespaceOption = Annotated[
     str | None, typer.Option("-n", "--namespace", help="in the cluster, in this namespace; default: the context's")

@@ -54,6 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--out", required=True, type=Path, help="the HTML file to write")
     report.add_argument("--bench", type=Path, help="search.json of `make bench-search`: its arms beside the counters")
     report.set_defaults(handler=_report)
+    compared = commands.add_parser("compare", help="write one HTML page about several runs")
+    compared.add_argument(
+        "--runs", required=True, type=Path, help="JSON: a list of {label, root, spec}, first run first"
+    )
+    compared.add_argument("--out", required=True, type=Path, help="the HTML file to write")
+    compared.set_defaults(handler=_compare)
     statistics = commands.add_parser("statistics", help="what a run's finished stages tell a plan, as JSON")
     statistics.add_argument("--run-root", required=True, type=_folder, help="URI of the run's folder in storage")
     statistics.add_argument("--out", required=True, type=Path, help="the JSON file to write")
@@ -124,6 +130,23 @@ def _report(arguments: argparse.Namespace) -> int:
         bench = json.loads(arguments.bench.read_text()) if arguments.bench else None
         page = build_report(collect_from_results(results, upstream.fetch, bench=bench))
         write_atomic(arguments.out, page.encode())
+    print(arguments.out)
+    return ExitCode.DONE
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from itrain_pipeline.evals.comparison import build_comparison  # plotting libraries: only here
+    from itrain_pipeline.evals.comparison_data import collect_compared, read_named
+
+    named = read_named(arguments.runs)
+    with tempfile.TemporaryDirectory(prefix="itrain-compare-") as cache:
+        runs = []
+        for run in named:
+            store = open_store(run.root)
+            results = run_results(store, run.root)
+            upstream = StoreUpstream(store, (), cache=Path(cache))
+            runs.append(collect_compared(run.label, results, upstream.fetch, settings=run.spec))
+        write_atomic(arguments.out, build_comparison(runs).encode())
     print(arguments.out)
     return ExitCode.DONE
 

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -44,14 +45,15 @@ def learning_curve(title: str, points: Sequence[str], scores: Sequence[Score | N
         axes.errorbar(xs, ys, yerr=errors, color=_SERIES[0], marker="o", markersize=4, capsize=3, linewidth=1.6)
         for x, y, error in zip(xs, ys, errors, strict=True):
             axes.annotate(
-                f"{y:.1f}", (x, y + error), xytext=(0, 4), textcoords="offset points", ha="center", color=_INK
+                f"{y:.1f}", (x, y + error), xytext=(0, 5), textcoords="offset points", ha="center", color=_INK
             )
         axes.set_xticks(range(len(points)), short_names(points))
         axes.set_xlim(-0.4, len(points) - 0.6)
         low = min((y - e for y, e in zip(ys, errors, strict=True)), default=0.0)
         high = max((y + e for y, e in zip(ys, errors, strict=True)), default=100.0)
-        margin = max(2.0, 0.25 * (high - low))
+        margin = max(5.0, 0.25 * (high - low))
         axes.set_ylim(max(0.0, low - margin), min(108.0, high + 1.6 * margin))
+        _ticks_of_shares(axes)
         axes.set_ylabel("% correct")
 
     described = "; ".join(
@@ -59,6 +61,72 @@ def learning_curve(title: str, points: Sequence[str], scores: Sequence[Score | N
         for point, score in zip(points, scores, strict=True)
     )
     return _svg(title, f"{title}: {described}", draw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A share between 0 and 1 and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def runs_chart(title: str, points: Sequence[str], lines: Sequence[tuple[str, Sequence[Interval | None]]]) -> str:
+    """Several runs over the points of a run, in per cent, each with the bars of its intervals; told apart by marker and
+    dashes as well as by colour. A missing point leaves a gap."""
+
+    def draw(axes: Any) -> None:
+        step = min(0.12, 0.5 / max(1, len(lines)))
+        for index, (label, intervals) in enumerate(lines):
+            shift = (index - (len(lines) - 1) / 2) * step
+            known = [(x + shift, interval) for x, interval in enumerate(intervals) if interval is not None]
+            ys = [100 * interval.value for _, interval in known]
+            below = [100 * (interval.value - interval.low) for _, interval in known]
+            above = [100 * (interval.high - interval.value) for _, interval in known]
+            axes.errorbar(
+                [x for x, _ in known],
+                ys,
+                yerr=[below, above],
+                color=_SERIES[index % 4],
+                linestyle=_DASHES[index % 4],
+                marker=_MARKERS[index % len(_MARKERS)],
+                markersize=4,
+                capsize=2.5,
+                linewidth=1.4,
+                elinewidth=1.0,
+                label=shortened(label),
+            )
+        axes.set_xticks(range(len(points)), short_names(points))
+        axes.set_xlim(-0.5, len(points) - 0.5)
+        axes.set_ylabel("% correct")
+        _ticks_of_shares(axes)
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            labelcolor=_INK,
+            handlelength=2.4,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+        )
+
+    described = "; ".join(f"{label}: {_told(points, intervals)}" for label, intervals in lines)
+    return _svg(title, f"{title}: {described}", draw)
+
+
+def _told(points: Sequence[str], intervals: Sequence[Interval | None]) -> str:
+    return ", ".join(
+        f"{point} {100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})"
+        if found
+        else f"{point} not measured"
+        for point, found in zip(points, intervals, strict=True)
+    )
+
+
+def shortened(label: str, most: int = 20) -> str:
+    """A name that fits into a legend; its end is kept, in which names of runs mostly differ."""
+    return label if len(label) <= most else "…" + label[-(most - 1) :]
 
 
 def line_chart(
@@ -90,6 +158,9 @@ def line_chart(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_locator(_whole_numbers())
+        steps = [x for _, xs, _ in lines for x in xs]
+        if steps and min(steps) == max(steps):
+            axes.set_xlim(steps[0] - 1.5, steps[0] + 1.5)
         if ylim is not None:
             axes.set_ylim(*ylim)
         if len(lines) > 1:
@@ -133,13 +204,24 @@ def log_edges(values: Iterable[float], bins: int) -> list[float]:
 
 
 def _ticks(edges: Sequence[float]) -> Any:
-    """At most four readable numbers (1, 2, 5 times a power of ten) inside the range."""
-    from matplotlib.ticker import FixedLocator
+    """At most four readable numbers (1, 2, 5 times a power of ten) inside the range; where it holds fewer than three of
+    them, evenly spaced ones."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     decades = range(math.floor(math.log10(edges[0])), math.ceil(math.log10(edges[-1])) + 1)
     nice = [m * 10.0**d for d in decades for m in (1, 1.5, 2, 3, 5, 7) if edges[0] <= m * 10.0**d <= edges[-1]]
+    if len(nice) < 3:
+        evenly = MaxNLocator(nbins=4).tick_values(edges[0], edges[-1])
+        return FixedLocator([tick for tick in evenly if edges[0] <= tick <= edges[-1]])
     stride = max(1, math.ceil(len(nice) / 4))
     return FixedLocator(nice[::stride])
+
+
+def _ticks_of_shares(axes: Any) -> None:
+    """No tick stands above 100 %, where there is only room for a number."""
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])
+    axes.set_ylim(low, high)
 
 
 def _whole_numbers() -> Any:

@@ -38,6 +38,8 @@ SERIES: Mapping[str, tuple[str, ...]] = {
     "validity": ("validity",),
 }
 """What a training log is drawn by, and the keys under which it may stand (ours first, then TRL's)."""
+VALIDITY_FIRST = "train/validity_first"
+"""Metric of a guarded training: what the probe found before the first step."""
 _VERSION = re.compile(r"\d+\.\d+[\w.+-]*")
 _RUN_FOLDER = re.compile(r"/([^/]+)-[^/-]+/i\d+/")
 _ORDER = list(StageKind)
@@ -155,6 +157,8 @@ def _curves(results: Iterable[StageResult], fetch: Fetch) -> Iterable[TrainingCu
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         except json.JSONDecodeError as error:
             raise DataError(f"log.jsonl of {result.kind} in iteration {result.iteration}: {error}") from error
+        if VALIDITY_FIRST in result.metrics:  # the log has rows of training steps only, and this is before them
+            rows.insert(0, {"step": 0, "validity": result.metrics[VALIDITY_FIRST]})
         found = curve(title, rows)
         if found is not None:
             yield found
@@ -190,11 +194,11 @@ def stage_costs(results: Sequence[StageResult]) -> Iterable[StageCost]:
 
 
 def stage_machines(results: Iterable[StageResult]) -> Iterable[StageMachine]:
-    """One entry for each stage, in the order of the results; where shards differ, all of their answers."""
+    """One entry for each stage, in the order of the results, export last; where shards differ, all of their answers."""
     stages: dict[str, list[StageResult]] = {}
     for result in results:
         stages.setdefault(f"i{result.iteration}/{result.kind.value}", []).append(result)
-    for stage, shards in stages.items():
+    for stage, shards in sorted(stages.items(), key=lambda one: one[1][0].kind == StageKind.EXPORT):
 
         def told(name: str, shards: Sequence[StageResult] = shards) -> str:
             return "; ".join(dict.fromkeys(shard.info[name] for shard in shards if shard.info.get(name)))

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from itrain_pipeline.evals.bfcl_data import GOLD_DEFECTS
 from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart
@@ -142,7 +143,7 @@ def metric_name(metric: str) -> str:
 
 Chart = tuple[str, str]
 """Caption and SVG."""
-VALIDITY_CHART = "readable calls among the probe's answers"
+VALIDITY_CHART = "readable answers"
 
 
 def metric_charts(data: ReportData) -> list[Chart]:
@@ -161,7 +162,7 @@ def metric_charts(data: ReportData) -> list[Chart]:
 TRAINING_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("loss", "loss", ("loss",)),
     ("reward margin", "margin", ("margin",)),
-    ("mean logprob of the steps' tokens", "nats per token", ("chosen logprob", "rejected logprob")),
+    ("logprob per token", "nats per token", ("chosen logprob", "rejected logprob")),
     (VALIDITY_CHART, "% readable", ("validity",)),
 )
 """Title, name of the vertical axis, and the series of a training that one chart draws."""
@@ -199,37 +200,45 @@ def perplexity_charts(data: ReportData) -> list[Chart]:
     return charts
 
 
-def build_report(data: ReportData) -> str:
-    """The page. Deterministic: equal data give equal text."""
+def environment() -> Any:
+    """The templates, with everything escaped that comes from outside, and an error for what is not there."""
     import jinja2
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(
-        data=data,
-        verdict=verdict(data),
-        point_names=[point_name(point.point) for point in data.points],
-        curves=metric_charts(data),
-        categories=category_tables(data),
-        errors=error_tables(data),
-        losses=loss_charts(data),
-        perplexities=perplexity_charts(data),
-        search=build_search_table(
-            {search.iteration: search.counters for search in data.searches},
-            {one.iteration: one.records for one in data.searched},
-            data.bench,
-        ),
-        trees=[tree_card(tree) for tree in data.trees],
-        undrawn=bool(data.searched) and not any(r.drawn for one in data.searched for r in one.records),
-        costs=cost_rows(data),
-        machines=machine_table(data.machines),
-        facts=lineage_facts(data),
-        total_time=duration(math.fsum(cost.seconds for cost in data.costs)),
-        gold_defects=len(GOLD_DEFECTS),
-        has_bfcl="bfcl" in benchmarks(data),
+
+
+def build_report(data: ReportData) -> str:
+    """The page. Deterministic: equal data give equal text."""
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            data=data,
+            verdict=verdict(data),
+            point_names=[point_name(point.point) for point in data.points],
+            curves=metric_charts(data),
+            categories=category_tables(data),
+            errors=error_tables(data),
+            losses=loss_charts(data),
+            perplexities=perplexity_charts(data),
+            search=build_search_table(
+                {search.iteration: search.counters for search in data.searches},
+                {one.iteration: one.records for one in data.searched},
+                data.bench,
+            ),
+            trees=[tree_card(tree) for tree in data.trees],
+            undrawn=bool(data.searched) and not any(r.drawn for one in data.searched for r in one.records),
+            costs=cost_rows(data),
+            machines=machine_table(data.machines),
+            facts=lineage_facts(data),
+            total_time=duration(math.fsum(cost.seconds for cost in data.costs)),
+            gold_defects=len(GOLD_DEFECTS),
+            has_bfcl="bfcl" in benchmarks(data),
+        )
     )

@@ -68,7 +68,7 @@ def _category_row(name: str, rates: Sequence[Mapping[str, Rate]], refuse: Mappin
 
 
 def _group_rows(rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate]) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for version, groups in (("v3", bfcl_v3), ("v4", bfcl_v4)):
         columns = [groups(rate) for rate in (*rates, refuse)]
         for name in columns[0]:
@@ -77,10 +77,10 @@ def _group_rows(rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate])
             rows.append(
                 {"name": f"{version} {name.replace('_', '-')}", "n": n, "cells": shown[:-1], "baseline": shown[-1]}
             )
-        if version == "v4":
-            missing = ["missing"] * len(columns)
-            rows.append({"name": "v4 agentic, overall", "n": 0, "cells": missing[:-1], "baseline": missing[-1]})
-    return rows
+    missing = {"n": 0, "cells": ["missing"] * len(rates), "baseline": "missing"}
+    if all(set(row["cells"]) == {"missing"} for row in rows):
+        return [{"name": "all groups of v3 and v4", **missing}]
+    return [*rows, {"name": "v4 agentic, overall", **missing}]
 
 
 def error_tables(data: ReportData) -> list[dict[str, Any]]:
@@ -131,9 +131,6 @@ def _tokens(counters: Mapping[str, float]) -> str:
     return ", ".join(parts) or "–"
 
 
-NONE_QUANTIZED = "none"
-
-
 def machine_table(machines: Sequence[StageMachine]) -> dict[str, Any] | None:
     """What each stage computed with. Versions stand once in `shared` where every stage that has them has the same, and
     in the rows otherwise; None where nothing was recorded."""
@@ -150,7 +147,7 @@ def machine_table(machines: Sequence[StageMachine]) -> dict[str, Any] | None:
         {
             "stage": machine.stage,
             "precision": machine.precision or "–",
-            "quantization": "–" if machine.quantization in ("", NONE_QUANTIZED) else machine.quantization,
+            "quantization": machine.quantization or "–",
             "device": machine.device or "–",
             "versions": ", ".join(f"{name} {version}" for name, version in machine.versions if name in apart) or "–",
         }
@@ -161,7 +158,8 @@ def machine_table(machines: Sequence[StageMachine]) -> dict[str, Any] | None:
 
 def lineage_facts(data: ReportData) -> list[tuple[str, str]]:
     """The facts that the table of machines does not tell already."""
-    told = {fact_label(name) for machine in data.machines for name, _ in machine.versions}
+    told = {"Point", "Points"}  # the columns of every table
+    told |= {fact_label(name) for machine in data.machines for name, _ in machine.versions}
     if data.machines:
         told |= {"Precision", "Quantization", "Device"}
     return [(label, value) for label, value in data.facts if label not in told]
