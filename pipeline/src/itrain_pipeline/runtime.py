@@ -273,4 +273,6 @@ def configure_logging(level: int = logging.INFO) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It misses a kernel that only serves inference, and says so in every process on a CPU with bfloat16 instructions.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.captureWarnings(True)

@@ -53,6 +53,9 @@ def test_nf4_quantises_linear_layers_on_cpu_and_trains_a_fp32_adapter(model_dir:
 
     plain = load_model(model_dir, precision="fp32")
     quantised = load_model(model_dir, precision="fp32", quantization="nf4")
+    layers = [layer for layer in quantised.modules() if hasattr(layer, "support_avx512bf16_for_cpu")]
+    assert layers
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)  # see keep_trainable
     layer = quantised.model.layers[0].mlp.up_proj
     assert isinstance(layer, bitsandbytes.nn.Linear4bit)
     assert layer.weight.dtype == torch.uint8

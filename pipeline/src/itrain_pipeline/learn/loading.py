@@ -75,7 +75,23 @@ def load_model(
     )
     if quantization == "none":
         model = model.to(device)
+    else:
+        keep_trainable(model)
     return model.eval().requires_grad_(False)
+
+
+def keep_trainable(model: torch.nn.Module) -> None:
+    """Have 4-bit layers compute the same, and with a gradient, on every CPU.
+
+    On one with bfloat16 instructions bitsandbytes packs a layer's weights anew, for good, for a kernel that computes in
+    bfloat16 and has no backward, as soon as the layer is called in eval mode with an input that needs no gradient: the
+    first layers of a frozen model under an adapter.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
