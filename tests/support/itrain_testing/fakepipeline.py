@@ -47,19 +47,12 @@ def main() -> int:
             write(f"{places[0]}result.json", found)
             note("skip")
             return finish(stage_input, 0, json.loads(found))
-    note("start")
-    print(f"{ref} starts", flush=True)
-    if behaviour.get("ignore_term"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, stop)
-    if behaviour.get("grandchild"):
-        child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(300)"])
-        with open(os.environ["ITRAIN_FAKE_LEDGER"], "ab", buffering=0) as ledger:
-            ledger.write(f"grandchild {ref} {shard or '-'} {attempt} {child.pid}\n".encode())
-    executions = int(read(f"{places[1]}executions") or b"0")
-    write(f"{places[1]}executions", str(executions + 1).encode())
+    # From its first line on it can be stopped: a test that reads the line may do so at once.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if behaviour.get("ignore_term") else stop)
     try:
+        note("start")
+        print(f"{ref} starts", flush=True)
+        executions = begin(behaviour, places[1], f"{ref} {shard or '-'} {attempt}")
         work(behaviour.get("seconds", 0.0))
     except SystemExit:
         note("saved")
@@ -92,6 +85,17 @@ def main() -> int:
     write(f"{places[0]}result.json", data)
     note("done")
     return finish(stage_input, 0, result)
+
+
+def begin(behaviour: dict[str, object], place: str, who: str) -> int:
+    """Count this execution, with a process of its own if the script wants one; how many there were before."""
+    if behaviour.get("grandchild"):
+        child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(300)"])
+        with open(os.environ["ITRAIN_FAKE_LEDGER"], "ab", buffering=0) as ledger:
+            ledger.write(f"grandchild {who} {child.pid}\n".encode())
+    executions = int(read(f"{place}executions") or b"0")
+    write(f"{place}executions", str(executions + 1).encode())
+    return executions
 
 
 def fetch(options: dict[str, str]) -> int:
