@@ -84,6 +84,7 @@ VALUES: dict[str, Schema] = {
     "tolerations": list_of(TOLERATION),
     "affinity": closed(nodeAffinity=ANY_OBJECT, podAffinity=ANY_OBJECT, podAntiAffinity=ANY_OBJECT),
     "priorityClassName": OPTIONAL_NAME,
+    "runtimeClassName": OPTIONAL_NAME,
     "podDisruptionBudget": closed(enabled=BOOLEAN),
     "networkPolicy": closed(
         enabled=BOOLEAN,

@@ -1,4 +1,4 @@
-"""Shared by all suites: where real data lies, and a list of what was skipped."""
+"""Shared by all suites: where real data lies, Helm for the chart, and a list of what was skipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+
+from itrain_testing import charttools
+from itrain_testing.cluster import sessions
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: torch, which has not been imported yet, must not take all of them for each.
@@ -18,6 +21,18 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if target and report.skipped and isinstance(report.longrepr, tuple):
         with Path(target).open("a") as out:
             out.write(f"{report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}\n")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A cold build happens before any test's timeout runs."""
+    sessions.build_before_the_first_test(session.items, "chart_tools", charttools.missing)
+
+
+@pytest.fixture(scope="session")
+def chart_tools() -> None:
+    """Helm and the schemas; skips (fails in continuous integration) with the reason where they cannot be had."""
+    if reason := charttools.missing():
+        sessions.unavailable(reason)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def node() -> Iterator[Node]:
     if reason := nodes.missing():
         sessions.unavailable(reason)
     try:
-        with nodes.running_node() as started:
+        with nodes.running_node(audit=True) as started:
             yield started
     except ToolMissingError as error:
         sessions.unavailable(str(error))

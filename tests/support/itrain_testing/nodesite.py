@@ -1,4 +1,4 @@
-"""An installation on the test's node: a namespace, a real S3 server with its Secret, the operator as a process."""
+"""A team's namespace on the test's node, with a real S3 server and its Secret; an operator as a process or none."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ SETTINGS: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeSite:
+class TeamSite:
+    """Where runs are applied; whichever operator serves it."""
+
     node: Node
     namespace: str
     s3: S3Server
-    operator: OperatorProcess
 
     @property
     def access(self) -> Access:
@@ -94,6 +95,13 @@ class NodeSite:
         return int(pid)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSite(TeamSite):
+    """The same with an operator of its own."""
+
+    operator: OperatorProcess
+
+
 def stage_processes(stage: str) -> list[int]:
     """Pids of this machine whose command is a stage's and whose control group is a pod's."""
     found = []
@@ -109,7 +117,7 @@ def stage_processes(stage: str) -> list[int]:
 
 
 @contextmanager
-def running_site(node: Node, folder: Path) -> Iterator[NodeSite]:
+def team_site(node: Node, folder: Path) -> Iterator[TeamSite]:
     with (
         sessions.fresh_namespace(node.access) as namespace,
         running_server(folder / "s3", address=ADDRESS) as s3,
@@ -118,11 +126,17 @@ def running_site(node: Node, folder: Path) -> Iterator[NodeSite]:
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": s3.environ}
         node.access.apply(secret, namespace=namespace)
         node.access.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        yield TeamSite(node=node, namespace=namespace, s3=s3)
+
+
+@contextmanager
+def running_site(node: Node, folder: Path) -> Iterator[NodeSite]:
+    with team_site(node, folder) as team:
         operator = OperatorProcess(
-            folder / "operator", kubeconfig=node.access.kubeconfig, namespace=namespace, **SETTINGS
+            folder / "operator", kubeconfig=node.access.kubeconfig, namespace=team.namespace, **SETTINGS
         )
         try:
             operator.start()
-            yield NodeSite(node=node, namespace=namespace, s3=s3, operator=operator)
+            yield NodeSite(node=node, namespace=team.namespace, s3=team.s3, operator=operator)
         finally:
             operator.stop()

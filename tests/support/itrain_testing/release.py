@@ -1,0 +1,129 @@
+"""The chart as a platform engineer installs it: by Helm, on the test's node, with the image of `make images`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from itrain_images.sets import BUILD, BY_NAME
+from itrain_testing import charttools
+from itrain_testing.chart import CHART, NAMESPACE, RELEASE
+from itrain_testing.cluster.access import ROOT, Access
+from itrain_testing.cluster.node import Node
+from itrain_testing.nodesite import SETTINGS
+from itrain_testing.rights import Rights
+
+OPERATOR = BY_NAME["operator"]
+PREFIX = "localhost/itrain"
+ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+DEPLOYMENT = f"deployment/{RELEASE}"
+
+
+class HelmError(Exception):
+    """Helm or a build refused: its words."""
+
+
+def load_operator_image(node: Node) -> str:
+    """Build the operator's image, give it to the node, and return its name."""
+    command = [sys.executable, "-m", "itrain_images", OPERATOR.name, "--prefix", PREFIX]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "images/src")}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HelmError(f"the operator's image cannot be built: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+    node.containerd.load_image(BUILD / f"{OPERATOR.name}.tar")
+    reference = OPERATOR.reference(PREFIX)
+    if reference not in node.containerd.images():
+        raise HelmError(f"{reference} is not among the node's images: {node.containerd.images()}")
+    return reference
+
+
+class Release:
+    """`helm` on one release in one namespace. `folder` is for values and charts."""
+
+    def __init__(self, access: Access, folder: Path, image: str) -> None:
+        self._access = access
+        self._folder = folder
+        repository, _, tag = image.rpartition(":")
+        self.values: dict[str, Any] = {
+            "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
+            "runtimeClassName": "plain",
+            "settings": SETTINGS,
+        }
+
+    def install(self, chart: Path = CHART) -> str:
+        """What Helm says in the end; raises HelmError."""
+        return self._helm("install", RELEASE, str(chart), "--create-namespace", *self._given())
+
+    def upgrade(self, chart: Path = CHART, **values: Any) -> None:
+        self._helm("upgrade", RELEASE, str(chart), *self._given(**values))
+
+    def rollback(self) -> None:
+        self._helm("rollback", RELEASE)
+
+    def uninstall(self) -> None:
+        self._helm("uninstall", RELEASE, "--wait")
+
+    def history(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self._helm("history", RELEASE, "--output", "json"))
+        return found
+
+    def wait(self, timeout_s: int = 120) -> None:
+        """Until every replica of the newest revision is ready."""
+        self._access.kubectl("rollout", "status", DEPLOYMENT, f"--timeout={timeout_s}s", namespace=NAMESPACE)
+
+    def pods(self) -> list[dict[str, Any]]:
+        return list(self._access.get("pods", namespace=NAMESPACE)["items"])
+
+    def leader(self) -> str:
+        """The pod that holds the Lease."""
+        lease = self._access.get("lease", RELEASE, namespace=NAMESPACE)
+        return str(lease["spec"].get("holderIdentity") or "").partition("_")[0]
+
+    def _given(self, **values: Any) -> tuple[str, str]:
+        file = self._folder / "values.json"
+        file.write_text(json.dumps({**self.values, **values}))
+        return "--values", str(file)
+
+    def _helm(self, *arguments: str) -> str:
+        command = [str(charttools.helm()), *arguments, "--namespace", NAMESPACE]
+        environ = {
+            **os.environ,
+            "KUBECONFIG": str(self._access.kubeconfig),
+            **{f"HELM_{kind}_HOME": str(self._folder / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")},
+        }
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise HelmError(done.stderr.strip())
+        return done.stdout
+
+
+def chart_of_version(version: str, folder: Path) -> Path:
+    """The chart as another release of it would be."""
+    copied = folder / f"itrain-{version}"
+    shutil.copytree(CHART, copied)
+    lines = (copied / "Chart.yaml").read_text().splitlines()
+    (copied / "Chart.yaml").write_text(
+        "\n".join(f"version: {version}" if line.startswith("version:") else line for line in lines) + "\n"
+    )
+    return copied
+
+
+def asked(events: list[dict[str, Any]], user: str = ACCOUNT) -> tuple[Rights, list[str]]:
+    """From an audit log: what a user asked for, and the requests that RBAC forbade."""
+    rights: Rights = defaultdict(set)
+    refused = []
+    for event in events:
+        if event["user"]["username"] != user or "objectRef" not in event:
+            continue
+        reference = event["objectRef"]
+        resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
+        rights[reference.get("apiGroup", ""), resource].add(event["verb"])
+        if event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid":
+            refused.append(f"{event['verb']} {event['requestURI']}")
+    return dict(rights), refused
