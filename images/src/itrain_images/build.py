@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -54,12 +55,17 @@ class Order:
         created = datetime.fromtimestamp(self.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "BASE_IMAGE": self.base,
-            **{f"{layer.name}_SHA256": sha256(self.wheels / f"{layer.value}.txt") for layer in layers},
+            **{f"{layer.name}_SHA256": self._hash(f"{layer.value}.txt") for layer in layers},
             **({"HARDWARE": self.image.hardware} if self.image.hardware else {}),
             "VERSION": version(),
             "REVISION": self.revision,
             "CREATED": created,
         }
+
+    def _hash(self, requirements: str) -> str:
+        """Of everything that a layer is made from."""
+        made_from = (self.wheels / requirements, self.wheels / "install")
+        return hashlib.sha256(b"".join(path.read_bytes() for path in made_from)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,25 +57,26 @@ def make_wheelhouse(image: ImageSet, *, epoch: int) -> list[Wheel]:
     wheels = [_wheel(pin, files, epoch=epoch) for pin in pins]
     wheels += [_hashed(_build(ROOT / package, epoch=epoch), Layer.CODE) for package in image.packages]
     wheels.sort(key=lambda wheel: wheel.name)
-    _fill(image.folder, [*wheels, *_tools(files)], wheels)
+    _fill(image.folder, wheels)
+    _add_installer(image.folder, _bootstrap(files))
     return wheels
 
 
 def _wheel(pin: Pin, files: dict[str, Path], *, epoch: int) -> Wheel:
-    digest = next(iter(sorted(pin.hashes & files.keys(), key=lambda h: files[h].suffix != ".whl")))
+    digest = min(pin.hashes & files.keys(), key=lambda found: (files[found].suffix != ".whl", found))
     if files[digest].suffix == ".whl":
         return Wheel(path=files[digest], sha256=digest, layer=pin.layer)
     return _hashed(_build(files[digest], epoch=epoch), pin.layer)
 
 
-def _tools(files: dict[str, Path]) -> list[Wheel]:
-    """The installer, which the build uses from a stage of its own."""
+def _bootstrap(files: dict[str, Path]) -> Path:
+    """The wheel of uv."""
     lock = ROOT / "requirements/bootstrap.txt"
-    pins = read_lock(lock)
-    if any(not pin.hashes & files.keys() for pin in pins):
+    (pin,) = read_lock(lock)
+    if not pin.hashes & files.keys():
         _download(lock)
         files = _files_by_hash(POOL)
-    return [_wheel(pin, files, epoch=0) for pin in pins]
+    return _wheel(pin, files, epoch=0).path
 
 
 def _download(lock: Path) -> None:
@@ -132,15 +134,26 @@ def _pip(*arguments: str, **environ: str) -> None:
     subprocess.run(command, check=True, env={**os.environ, **environ}, umask=0o022)
 
 
-def _fill(folder: Path, files: list[Wheel], wheels: list[Wheel]) -> None:
-    """Replace the folder by links to the files and the layers' requirement files."""
+def _fill(folder: Path, wheels: list[Wheel]) -> None:
+    """Replace the folder by links to the wheels and the layers' requirement files."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for wheel in files:
+    for wheel in wheels:
         (folder / wheel.path.name).hardlink_to(wheel.path)
     for layer in Layer:
         lines = [f"{w.name}=={w.version} --hash=sha256:{w.sha256}\n" for w in wheels if w.layer is layer]
         (folder / f"{layer.value}.txt").write_text("".join(lines))
+
+
+def _add_installer(folder: Path, uv: Path) -> None:
+    """The build mounts both and keeps neither. A stage of its own would do, but buildah 1.28 mounts a stage that it
+    takes from its cache as an empty folder."""
+    shutil.copy(ROOT / "images/install", folder / "install")
+    with zipfile.ZipFile(uv) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".data/scripts/uv"))
+        (folder / "uv").write_bytes(archive.read(name))
+    for program in ("install", "uv"):
+        (folder / program).chmod(0o755)
 
 
 def _files_by_hash(folder: Path) -> dict[str, Path]:

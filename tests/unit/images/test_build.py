@@ -20,6 +20,7 @@ from itrain_images.sets import BY_NAME, ROOT
 def wheels(tmp_path: Path) -> Path:
     for layer in Layer:
         (tmp_path / f"{layer.value}.txt").write_text(f"{layer.value}==1\n")
+    (tmp_path / "install").write_text("#!/usr/bin/env python3\n")
     return tmp_path
 
 
@@ -68,6 +69,9 @@ def test_a_layers_argument_changes_with_its_packages_alone(wheels: Path) -> None
     (wheels / "torch.txt").write_text("torch==2\n")
     after = order(wheels).arguments
     assert {name for name in before if before[name] != after[name]} == {"TORCH_SHA256"}
+    (wheels / "install").write_text("changed\n")
+    every = order(wheels).arguments
+    assert {name for name in before if after[name] != every[name]} == {f"{layer.name}_SHA256" for layer in Layer}
     assert (before["HARDWARE"], before["CREATED"]) == ("volta", "2023-11-14T22:13:20Z")
 
 
