@@ -252,6 +252,12 @@ def test_categories_have_paired_differences() -> None:
     assert row["differences"] == ["+50.0\u00a0(+30.0\u00a0to\u00a0+70.0)"]
 
 
+def test_items_that_were_all_answered_alike_get_no_interval_without_width() -> None:
+    runs = [one_point("a", right(1, 2)), one_point("b", right(1, 2))]
+    assert category_differences(runs)[0]["rows"][0]["differences"] == ["0.0\u00a0(all\u00a0alike)"]
+    assert paired_groups(runs)[0]["rows"][0].cells[:4] == ("0.0", "all\u00a0alike", "1.000", "0 / 0")
+
+
 def test_error_classes_have_a_column_for_each_run() -> None:
     table = error_classes([one_point("a", right(3, 5)), one_point("b", right(5, 5))])[0]
     assert table["totals"] == [2, 0]

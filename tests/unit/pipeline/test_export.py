@@ -91,7 +91,9 @@ def test_the_best_iteration_is_merged_and_loads_with_transformers(results: list[
 
 def test_report_card_and_metrics_are_written_beside_the_weights(results: list[StageResult], tmp_path: Path) -> None:
     made = export(tmp_path, results, best=1)
-    assert {"report.html", "README.md", "metrics.json"} <= made.outputs.keys()
+    assert {"report.html", "README.md", "metrics.json", "metrics.jsonl"} <= made.outputs.keys()
+    rows = [json.loads(line) for line in made.outputs["metrics.jsonl"].read_text().splitlines()]
+    assert [row["point"] for row in rows if "point" in row] == ["base", "warmup", "iteration-1"]
     document = json.loads(made.outputs["metrics.json"].read_text())
     assert list(document["points"]) == ["base", "warmup", "iteration-1"]
     assert document["best_point"] == "iteration-1"
@@ -126,7 +128,7 @@ def test_a_merge_beyond_the_limit_ends_the_stage_with_the_figure(results: list[S
 def test_a_run_whose_base_is_best_exports_no_weights_and_says_so(results: list[StageResult], tmp_path: Path) -> None:
     untrained = [r for r in results if r.kind in (StageKind.PREPARE, StageKind.EVALUATE) and r.iteration == 0]
     made = export(tmp_path, untrained, best=0)
-    assert set(made.outputs) == {"report.html", "README.md", "metrics.json"}
+    assert set(made.outputs) == {"report.html", "README.md", "metrics.json", "metrics.jsonl"}
     assert made.message == "no adapter to export: base is the best point"
 
 

@@ -147,19 +147,24 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def training_log(result: StageResult, fetch: Fetch) -> list[dict[str, Any]]:
+    """Rows of a training's log, before them what a probe found at the start; none for other stages."""
+    if result.kind not in (StageKind.WARMUP, StageKind.TRAIN) or "log.jsonl" not in result.outputs:
+        return []
+    path = fetch(result.outputs["log.jsonl"])
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise DataError(f"log.jsonl of {result.kind} in iteration {result.iteration}: {error}") from error
+    if VALIDITY_FIRST in result.metrics:  # the log has rows of training steps only, and this is before them
+        rows.insert(0, {"step": 0, "validity": result.metrics[VALIDITY_FIRST]})
+    return rows
+
+
 def _curves(results: Iterable[StageResult], fetch: Fetch) -> Iterable[TrainingCurve]:
     for result in results:
-        if result.kind not in (StageKind.WARMUP, StageKind.TRAIN) or "log.jsonl" not in result.outputs:
-            continue
         title = "Warm-up" if result.kind == StageKind.WARMUP else f"Iteration {result.iteration}"
-        path = fetch(result.outputs["log.jsonl"])
-        try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise DataError(f"log.jsonl of {result.kind} in iteration {result.iteration}: {error}") from error
-        if VALIDITY_FIRST in result.metrics:  # the log has rows of training steps only, and this is before them
-            rows.insert(0, {"step": 0, "validity": result.metrics[VALIDITY_FIRST]})
-        found = curve(title, rows)
+        found = curve(title, training_log(result, fetch))
         if found is not None:
             yield found
 

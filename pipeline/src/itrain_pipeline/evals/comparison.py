@@ -157,6 +157,9 @@ def _caveat(runs: Sequence[ComparedRun], metric: str) -> str:
 
 
 def interval_text(paired: Paired) -> str:
+    """The 95 % interval; where every item was answered alike there is none to give, and it says so."""
+    if not paired.gained + paired.lost:
+        return unbroken("all alike")
     return unbroken(f"{_points(paired.low)} to {_points(paired.high)}")
 
 

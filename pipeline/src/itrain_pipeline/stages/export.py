@@ -17,6 +17,7 @@ from itrain_pipeline.errors import DataError, Interrupted
 from itrain_pipeline.evals.card import CardData, build_card
 from itrain_pipeline.evals.collect import INFO_BEST, INFO_METRIC, collect_from_results
 from itrain_pipeline.evals.metrics import flat_metrics
+from itrain_pipeline.evals.metricslog import metric_rows, metrics_jsonl
 from itrain_pipeline.evals.report import build_report
 from itrain_pipeline.evals.report_data import ReportData
 from itrain_pipeline.files import write_atomic
@@ -62,7 +63,12 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     facts = tuple((name.replace("_", " ").capitalize(), value) for name, value in weights.info.items())
     report = dataclasses.replace(report, facts=(*report.facts, *facts))
     card = CardData(base_model=model.uri, call_format=data.call_format, files=weights.folder, report=report)
-    texts = {"report.html": build_report(report), "README.md": build_card(card), "metrics.json": metrics_json(report)}
+    texts = {
+        "report.html": build_report(report),
+        "README.md": build_card(card),
+        "metrics.json": metrics_json(report),
+        "metrics.jsonl": metrics_jsonl(metric_rows(results, ports.upstream.fetch)),
+    }
     for name, text in texts.items():
         write_atomic(ports.scratch / "texts" / name, text.encode())
     ports.progress.update(STEPS, STEPS, "done")
