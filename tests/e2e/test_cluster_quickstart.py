@@ -134,7 +134,7 @@ def uninstalled(release: Release, site: TeamSite, run: WatchedRun) -> None:
     """Runs and artifacts outlive the release, and nothing holds on to a run that is deleted after it."""
     kept = site.objects("quickstart-")
     release.uninstall()
-    assert release.pods() == []
+    eventually(lambda: not release.pods(), timeout_s=60, what="the operator's pods are gone")
     assert run.status()["phase"] == "Succeeded"
     assert not run.raw()["metadata"].get("finalizers")
     run.delete("itr", "quickstart", "--wait", "--timeout=30s")
