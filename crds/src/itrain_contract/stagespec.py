@@ -252,6 +252,32 @@ class ApiBank(SpecModel):
     secret_ref: SecretRef | None = None
 
 
+class PluginBenchmark(SpecModel):
+    """A benchmark that is found by its name where the stage runs (docs/evaluation.md)."""
+
+    name: Annotated[
+        str,
+        StringConstraints(
+            min_length=1, max_length=253, pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$"
+        ),
+    ]
+    """A built-in one (`acebench`), an installed package's entry point, or `package.module:factory`."""
+    uri: Uri | None = None
+    """Where its data lie; nothing for one that carries its own."""
+    secret_ref: SecretRef | None = None
+    categories: Annotated[list[Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64)] = []
+    """Of this benchmark; empty means all."""
+
+    RULES = (
+        Rule(
+            cel="!(self.name in ['dev', 'bfcl', 'apibank'])",
+            message="dev, bfcl and apibank are named in benchmarks",
+            holds=lambda p: p.name not in ("dev", "bfcl", "apibank"),
+            field="name",
+        ),
+    )
+
+
 class EvaluateStage(Stage):
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
     engine: Literal["auto", "vllm", "transformers"] = "auto"
@@ -262,6 +288,8 @@ class EvaluateStage(Stage):
     """Items per category, the first ones; 0 means all."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
     api_bank: ApiBank | None = None
+    plugins: Annotated[list[PluginBenchmark], Field(max_length=8)] = []
+    """Benchmarks beside those named above."""
 
     RULES = (
         Rule(

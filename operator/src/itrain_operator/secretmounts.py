@@ -23,8 +23,10 @@ def mounted_secrets(spec: ITrainRunSpec, kind: StageKind) -> tuple[str, ...]:
         data = spec.data
         refs += [spec.model.secret_ref, data.secret_ref, *(source.secret_ref for source in data.extra)]
         refs.append(data.dev.secret_ref if data.dev else None)
-    if kind is StageKind.EVALUATE and spec.stages.evaluate.api_bank:
-        refs.append(spec.stages.evaluate.api_bank.secret_ref)
+    if kind is StageKind.EVALUATE:
+        evaluate = spec.stages.evaluate
+        refs.append(evaluate.api_bank.secret_ref if evaluate.api_bank else None)
+        refs += [plugin.secret_ref for plugin in evaluate.plugins]
     return tuple(dict.fromkeys(ref.name for ref in refs if ref is not None))
 
 

@@ -141,6 +141,9 @@ def test_the_benchmarks_secret_is_there_for_the_evaluation_only() -> None:
     run = make_run(make_spec(**stage("evaluate", **bank)))
     assert "/etc/itrain/secrets/bank" in mounts(children(run, ref("evaluate"), settings()).job)
     assert "/etc/itrain/secrets/bank" not in mounts(children(run, ref("prepare"), settings()).job)
+    plugin = {"plugins": [{"name": "acebench", "uri": "s3://ace/en/", "secretRef": {"name": "ace"}}]}
+    job = children(make_run(make_spec(**stage("evaluate", **plugin))), ref("evaluate"), settings()).job
+    assert "/etc/itrain/secrets/ace" in mounts(job)
 
 
 def test_storage_on_a_volume_claim_is_a_folder_of_every_pod() -> None:

@@ -17,7 +17,7 @@ from itrain_contract.names import TERMINATION_MESSAGE_LIMIT_BYTES
 from itrain_contract.stageio import StageResult, TerminationSummary
 from itrain_contract.stages import StageKind
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.errors import DataError, Interrupted
+from itrain_pipeline.errors import ConfigError, DataError, Interrupted
 from itrain_pipeline.evals.bfcl import Bfcl, load_items
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.evals.devset import DevSet, judge_dev
@@ -33,6 +33,7 @@ from itrain_pipeline.stages.evaluate import (
     Point,
     ask_points,
     build_output,
+    check_names,
     check_unique,
     plan_points,
     run,
@@ -297,3 +298,33 @@ def test_the_stage_runs_on_the_real_engine(tmp_path: Path, renderer: Renderer) -
     assert made.counters["requests"] == 3
     assert made.counters["decoded"] >= 3
     assert made.info.items() >= compute_record(detect_device(), "fp32").items()
+
+
+def test_a_plug_in_is_asked_and_has_its_total_and_groups_as_metrics(tmp_path: Path, renderer: Renderer) -> None:
+    """ACEBench by its built-in name with one category; the right answer is one that says what is wrong."""
+    (tmp_path / "possible_answer").mkdir()
+    tool = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
+    rows = {"": {"question": "user: Hi", "function": [tool], "time": ""}, "possible_answer/": {"ground_truth": "No."}}
+    for folder, row in rows.items():
+        lines = "".join(json.dumps({"id": f"x_{at}", **row}) + "\n" for at in range(2))
+        (tmp_path / f"{folder}data_special_irrelevant.json").write_text(lines)
+    said = "Due to the limitations of the function, I cannot solve this problem."
+    engine = ScriptedEngine(lambda _name, _ids: renderer.answer_ids(said))
+    engine.max_model_len = 4096
+    plugin = {"name": "acebench", "uri": str(tmp_path), "categories": ["special_irrelevant"]}
+    made = run(
+        stage_input(StageKind.EVALUATE, stages={"evaluate": {"benchmarks": ["dev"], "plugins": [plugin]}}),
+        folder_ports(tmp_path, [prepared(tmp_path)[0]]),
+        engine_opener=lambda *_args, **_options: engine,
+    )
+    assert made.metrics["acebench/accuracy"] == 1.0
+    assert made.metrics["acebench/n"] == 2
+    assert not [name for name in made.metrics if name.startswith("acebench/special_irrelevant/")]
+    rows_asked = list(read_jsonl(made.outputs["predictions-base.jsonl"], Prediction))
+    assert [(r.benchmark, r.correct) for r in rows_asked[-2:]] == [("acebench", True)] * 2
+
+
+def test_two_benchmarks_of_one_name_are_refused() -> None:
+    check_names([DevSet(examples=[])])
+    with pytest.raises(ConfigError, match="two benchmarks call themselves 'dev'"):
+        check_names([DevSet(examples=[]), DevSet(examples=[])])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from pathlib import Path
 from itrain_contract.spec import DataSpec, ModelSpec
 from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
-from itrain_contract.stagespec import EvaluateStage
+from itrain_contract.stagespec import ApiBank, EvaluateStage, PluginBenchmark
 from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.sources import read_rows
 from itrain_pipeline.engine import open_engine
-from itrain_pipeline.errors import DataError, Interrupted
+from itrain_pipeline.errors import ConfigError, DataError, Interrupted
 from itrain_pipeline.evals.benchmark import Benchmark, Opening, open_benchmark
 from itrain_pipeline.evals.collect import prediction_file
 from itrain_pipeline.evals.contamination import overlap
@@ -37,6 +38,8 @@ from itrain_pipeline.toolcalls.parse import parse
 BATCH = 64
 """Questions in flight together; a batch is what a restart may lose."""
 BASE_PREFIX = "base/"
+OWN = ("dev", "bfcl", "apibank")
+"""Benchmarks with a metric for each category; a plug-in has its total and its groups, for the message's sake."""
 
 EngineOpener = Callable[..., Engine]
 
@@ -123,22 +126,38 @@ def open_benchmarks(stage: EvaluateStage, prepare: StageResult, ports: Ports) ->
         if name == "dev":
             opened.append(DevSet(examples=_examples(prepare, ports.upstream, "dev.jsonl")))
             continue
+        source = stage.api_bank if name == "apibank" else None
         categories = tuple(stage.categories) if name == "bfcl" else ()
-        opened.append(open_benchmark(name, _opening(name, stage, ports, categories)))
+        opened.append(open_benchmark(name, _opening(name, source, categories, stage.limit, ports)))
+    opened += [
+        open_benchmark(plugin.name, _opening(plugin.name, plugin, plugin.categories, stage.limit, ports))
+        for plugin in stage.plugins
+    ]
+    check_names(opened)
     return opened
 
 
-def _opening(name: str, stage: EvaluateStage, ports: Ports, categories: tuple[str, ...]) -> Opening:
-    source = stage.api_bank if name == "apibank" else None
-    if source is None:
-        return Opening(categories=categories, limit=stage.limit)
+def check_names(benchmarks: Sequence[Benchmark]) -> None:
+    """Metrics and answers are kept by a benchmark's name: ConfigError where two have the same."""
+    seen: set[str] = set()
+    for benchmark in benchmarks:
+        if benchmark.name in seen:
+            raise ConfigError(f"stages.evaluate.plugins: two benchmarks call themselves {benchmark.name!r}")
+        seen.add(benchmark.name)
+
+
+def _opening(
+    name: str, source: ApiBank | PluginBenchmark | None, categories: Sequence[str], limit: int, ports: Ports
+) -> Opening:
+    if source is None or source.uri is None:
+        return Opening(categories=tuple(categories), limit=limit)
     access = ports.source(source.secret_ref, source.uri)
-    folder = ports.scratch / "benchmarks" / name
+    folder = ports.scratch / "benchmarks" / hashlib.sha256(name.encode()).hexdigest()[:16]
 
     def read(uri: str) -> list[object]:
         return list(read_rows(uri, "messages", store=access.store, scratch=folder, fetch=fetcher(access)))
 
-    return Opening(categories=categories, limit=stage.limit, uri=source.uri, read=read)
+    return Opening(categories=tuple(categories), limit=limit, uri=source.uri, read=read)
 
 
 def ask_of(
@@ -271,7 +290,9 @@ def build_output(
         path = folder / prediction_file(point)
         write_jsonl(path, predictions)
         outputs[path.name] = path
+        single = tuple({f"{p.benchmark}/{p.category}/" for p in predictions if p.benchmark not in OWN})
         flat = flat_metrics(score_groups(predictions, groups))
+        flat = {name: value for name, value in flat.items() if not name.startswith(single)}
         if point != plain:
             flat = {f"{BASE_PREFIX}{name}": value for name, value in flat.items() if name.count("/") == 1}
         metrics |= flat
