@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from itrain_testing.chart import NAMESPACE
+from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import ROOT, eventually
 from itrain_testing.cluster.node import Node
+from itrain_testing.gotools import ToolMissingError
 from itrain_testing.nodesite import TeamSite, team_site
 from itrain_testing.release import Release, asked, chart_of_version, load_operator_image
 from itrain_testing.rights import RIGHTS, Rights
@@ -39,7 +41,10 @@ UNUSED: Rights = {
 @pytest.fixture
 def release(node: Node, tmp_path: Path) -> Iterator[Release]:
     """The release before the current one, in a cluster new to iTrain; afterwards the resource is there again."""
-    image = load_operator_image(node)
+    try:
+        image = load_operator_image(node)
+    except ToolMissingError as error:
+        sessions.unavailable(str(error))
     node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
     made = Release(node.access, tmp_path, image)
     try:

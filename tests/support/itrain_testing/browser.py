@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from itrain_testing.gotools import ToolMissingError, exclusively
+from itrain_testing.apt import install_programs
+from itrain_testing.gotools import ToolMissingError
 
 ENV_CHROMIUM = "ITRAIN_CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -22,30 +22,17 @@ def chromium() -> Path:
     found = _installed()
     if found is not None:
         return found
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        raise ToolMissingError(
-            f"no Chromium in PATH or {ENV_CHROMIUM}, and only root on Debian can install the package chromium"
-        )
-    with exclusively("chromium"):
-        found = _installed()
-        if found is None:
-            _apt("update", "--quiet")
-            done = _apt("install", "--quiet", "--yes", "--no-install-recommends", "chromium")
-            found = _installed()
-            if found is None:
-                raise ToolMissingError(f"Debian's chromium cannot be installed: {done.stderr.strip()[-300:]}")
-    return found
+    try:
+        install_programs(chromium="chromium")
+    except ToolMissingError as error:
+        raise ToolMissingError(f"no Chromium in {ENV_CHROMIUM}: {error}") from None
+    return Path(str(shutil.which("chromium")))
 
 
 def _installed() -> Path | None:
     named = os.environ.get(ENV_CHROMIUM)
     found = named or next((path for name in NAMES if (path := shutil.which(name))), None)
     return Path(found) if found else None
-
-
-def _apt(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    return subprocess.run(["apt-get", *arguments], env=environ, capture_output=True, text=True, check=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

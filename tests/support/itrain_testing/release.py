@@ -6,41 +6,30 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from itrain_images.sets import BUILD, BY_NAME
 from itrain_testing import charttools
 from itrain_testing.chart import CHART, NAMESPACE, RELEASE
-from itrain_testing.cluster.access import ROOT, Access
+from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.node import Node
 from itrain_testing.nodesite import SETTINGS
+from itrain_testing.operatorimage import REFERENCE, operator_archive
 from itrain_testing.rights import Rights
 
-OPERATOR = BY_NAME["operator"]
-PREFIX = "localhost/itrain"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
 DEPLOYMENT = f"deployment/{RELEASE}"
 
 
 class HelmError(Exception):
-    """Helm or a build refused: its words."""
+    """Helm refused: its words."""
 
 
 def load_operator_image(node: Node) -> str:
     """Build the operator's image, give it to the node, and return its name."""
-    command = [sys.executable, "-m", "itrain_images", OPERATOR.name, "--prefix", PREFIX]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "images/src")}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HelmError(f"the operator's image cannot be built: {done.stdout[-1000:]}{done.stderr[-1000:]}")
-    node.containerd.load_image(BUILD / f"{OPERATOR.name}.tar")
-    reference = OPERATOR.reference(PREFIX)
-    if reference not in node.containerd.images():
-        raise HelmError(f"{reference} is not among the node's images: {node.containerd.images()}")
-    return reference
+    node.containerd.load_image(operator_archive())
+    return REFERENCE
 
 
 class Release:
