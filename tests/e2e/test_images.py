@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from itrain_images.sets import BY_NAME, version
+from itrain_testing import charttools
 from itrain_testing.chart import NAMESPACE, render
 from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import ROOT, Access, eventually
@@ -43,6 +44,8 @@ def archive() -> Path:
 @pytest.fixture
 def watched(node: Node, archive: Path) -> Iterator[str]:
     """A namespace for runs, the chart's operator watching it; all of it is gone afterwards."""
+    if reason := charttools.missing():
+        sessions.unavailable(reason)
     access = node.access
     node.containerd.load_image(archive)
     with sessions.fresh_namespace(access) as runs:
