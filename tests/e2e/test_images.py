@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -14,17 +13,18 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from itrain_images.sets import BY_NAME, version
+from itrain_images.sets import version
 from itrain_testing import charttools
 from itrain_testing.chart import NAMESPACE, render
 from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import ROOT, Access, eventually
 from itrain_testing.cluster.hostpython import IMAGE, USER
 from itrain_testing.cluster.node import Node
+from itrain_testing.gotools import ToolMissingError
+from itrain_testing.operatorimage import REFERENCE, REPOSITORY, operator_archive
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-REPOSITORY = "localhost/itrain/operator"
 PUBLIC = ("debian.org", "pypi" + ".org", "python" + "hosted.org")
 """Hosts that packages themselves mention."""
 CHUNK = 1 << 20
@@ -33,12 +33,10 @@ CHUNK = 1 << 20
 @pytest.fixture(scope="module")
 def archive() -> Path:
     """The operator's image, built as docs/images.md says."""
-    absent = [program for program in ("buildah", "mmdebstrap") if shutil.which(program) is None]
-    if absent or os.geteuid() != 0:
-        sessions.unavailable(f"an image needs root and {' and '.join(absent) or 'buildah'} to be built")
-    done = subprocess.run(["make", "images", "ONLY=operator"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return ROOT / f"build/images/{BY_NAME['operator'].name}.tar"
+    try:
+        return operator_archive()
+    except ToolMissingError as error:
+        sessions.unavailable(str(error))
 
 
 @pytest.fixture
@@ -132,7 +130,7 @@ def pod(script: str) -> dict[str, Any]:
     }
     container = {
         "name": "command",
-        "image": f"{REPOSITORY}:{version()}",
+        "image": REFERENCE,
         "imagePullPolicy": "Never",
         "command": ["sh", "-c", script],
         "securityContext": restricted,
