@@ -65,7 +65,9 @@ def measure_profile(settings: ProfileSettings) -> EngineProfile:
     with asyncio.Runner() as runner:  # one event loop: the engine's own task lives in it
         for count in sorted(threads):
             torch.set_num_threads(count)
-            prefill, decode = runner.run(engine_rates(engine, settings, vocabulary=len(tokenizer)))
+            prefill, decode = runner.run(
+                engine_rates(engine, settings, vocabulary=len(tokenizer), never=never_said(tokenizer))
+            )
             rows = token_rows(settings, vocabulary=len(tokenizer))
             rates.append(
                 Rates(
@@ -115,17 +117,20 @@ def token_rows(settings: ProfileSettings, *, vocabulary: int, count: int = 64) -
 
 
 async def engine_rates(
-    engine: Engine, settings: ProfileSettings, *, vocabulary: int
+    engine: Engine, settings: ProfileSettings, *, vocabulary: int, never: int
 ) -> tuple[float, tuple[DecodeRate, ...]]:
-    """Prefilled tokens a second, and decoded ones by the sequences that are decoded together."""
+    """Prefilled tokens a second, and decoded ones by the sequences that are decoded together.
+
+    `never` is the token that ends a sequence: one that the model hardly samples, so that sequences reach their length.
+    """
     rows = token_rows(settings, vocabulary=vocabulary, count=max(DECODE_ROWS))
-    await _ask(engine, rows[:1], forks=1, tokens=1, vocabulary=vocabulary)  # warm
+    await _ask(engine, rows[:1], forks=1, tokens=1, never=never)  # warm
 
     async def prefilled() -> float:
         engine.reset_prefix_cache()
         before = engine.counters().prefill_computed
         for row in rows[:8]:
-            await _ask(engine, [row], forks=1, tokens=1, vocabulary=vocabulary)
+            await _ask(engine, [row], forks=1, tokens=1, never=never)
         return engine.counters().prefill_computed - before
 
     prefill = await _rate(prefilled, settings.seconds)
@@ -134,24 +139,24 @@ async def engine_rates(
         forks = min(count, FORKS)
         engine.reset_prefix_cache()
         for row in rows[: count // forks]:
-            await _ask(engine, [row], forks=1, tokens=1, vocabulary=vocabulary)  # known: decoding is timed
+            await _ask(engine, [row], forks=1, tokens=1, never=never)  # known: decoding is timed
 
         async def decoded(forks: int = forks, asked: int = count // forks) -> float:
             before = engine.counters().decoded
-            await _ask(engine, rows[:asked], forks=forks, tokens=ANSWER_TOKENS, vocabulary=vocabulary)
+            await _ask(engine, rows[:asked], forks=forks, tokens=ANSWER_TOKENS, never=never)
             return engine.counters().decoded - before
 
         found.append(DecodeRate(rows=count, tokens_per_s=await _rate(decoded, settings.seconds)))
     return prefill, tuple(found)
 
 
-async def _ask(engine: Engine, rows: Sequence[Example], *, forks: int, tokens: int, vocabulary: int) -> None:
-    params = SamplingParams(
-        seeds=tuple(range(forks)),
-        max_tokens=tokens,
-        temperature=1.0,
-        stop_token_ids=(vocabulary,),  # an id that no model samples: every sequence reaches its length
-    )
+def never_said(tokenizer: Any) -> int:
+    """The padding token, or the first one: engines refuse to stop at a token that is not in the vocabulary."""
+    return int(tokenizer.pad_token_id or 0)
+
+
+async def _ask(engine: Engine, rows: Sequence[Example], *, forks: int, tokens: int, never: int) -> None:
+    params = SamplingParams(seeds=tuple(range(forks)), max_tokens=tokens, temperature=1.0, stop_token_ids=(never,))
     await asyncio.gather(*(engine.generate(row.prompt_ids, params) for row in rows))
 
 
