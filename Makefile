@@ -68,8 +68,7 @@ base-model: $(STAMP) ## pre-train the quickstart's base model again (25 minutes 
 
 .PHONY: test
 test: $(STAMP) ## every unit, repository and integration test (an S3 server and a control plane are built with Go on first use)
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/unit tests/repo
-	$(PY) -m pytest tests/engines tests/integration
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile tests/integration tests/engines tests/unit tests/repo
 
 .PHONY: test-volta
 test-volta: $(VOLTA_STAMP) ## both engines on the library versions of the Volta images (on a CPU)
