@@ -14,6 +14,7 @@ from itrain_contract.stagespec import Curriculum
 from itrain_pipeline.data import toolworld_words as words
 from itrain_pipeline.data.examples import Conversion, convert
 from itrain_pipeline.data.toolworld import Task, generate, generate_tasks
+from itrain_pipeline.data.toolworld_rare import RARE_CONCEPTS
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.records import Message, ToolCall
 
@@ -127,9 +128,42 @@ def test_about_one_row_in_ten_has_no_call_and_says_why() -> None:
 
 
 def test_no_phrase_or_parameter_name_stands_for_two_concepts() -> None:
-    phrases = Counter(text for c in words.CONCEPTS for text in (*c.phrases, *(phrase for phrase, _ in c.choices)))
-    names = Counter(name for c in words.CONCEPTS for name in c.names)
+    every = (*words.CONCEPTS, *RARE_CONCEPTS)
+    phrases = Counter(text for c in every for text in (*c.phrases, *(phrase for phrase, _ in c.choices)))
+    names = Counter(name for c in every for name in c.names)
     assert max(phrases.values()) == max(names.values()) == 1
+
+
+def rare_values(task: Task) -> list[tuple[str, str]]:
+    """(phrase, value) of each rare argument of the first turn's calls, found by the schema's name."""
+    concepts = {name: concept for concept in RARE_CONCEPTS for name in concept.names}
+    return [
+        (next(phrase for phrase, said in concepts[name].choices if said == value), value)
+        for call in task.turns[0].calls
+        for name, value in call.arguments.items()
+        if name in concepts
+    ]
+
+
+def test_rare_rows_ask_for_what_no_other_row_has_by_a_phrase_that_does_not_spell_the_value() -> None:
+    assert not any(rare_values(task) or task.rare for task in tasks("train"))
+    for split in SPLITS:
+        found = tasks(split, rare=100)
+        assert all(task.rare for task in found)
+        for task in found:
+            values = rare_values(task)
+            assert bool(values) == bool(task.turns[0].calls)
+            for phrase, value in values:
+                assert phrase.lower() in task.turns[0].query.lower()
+                assert value not in phrase
+        assert {value for task in found for value in rare_values(task)} == {
+            pair for concept in RARE_CONCEPTS for pair in concept.choices
+        }
+
+
+def test_a_share_of_rare_rows_can_be_asked_for_and_nothing_changes_without() -> None:
+    assert 0.06 < sum(task.rare for task in tasks("train", rare=10)) / ROWS < 0.15
+    assert list(generate("dev", 40, 3, rare=0)) == list(generate("dev", 40, 3))
 
 
 def test_rows_have_toolaces_raw_shape() -> None:
@@ -200,6 +234,7 @@ def test_a_prompt_length_can_be_asked_for(tokens: int) -> None:
         ("train", {"offset": -2}, "offset: got -2"),
         ("train", {"distractors": -1}, "distractors: got -1"),
         ("train", {"prompt_tokens": 0}, "prompt_tokens: got 0"),
+        ("train", {"rare": 101}, "rare: got 101"),
     ],
 )
 def test_an_impossible_request_is_refused_by_name(split: Any, options: dict[str, int], message: str) -> None:

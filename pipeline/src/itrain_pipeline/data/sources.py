@@ -168,7 +168,7 @@ def _whole_number(uri: str, name: str, text: str) -> int:
 
 def _toolworld(uri: str, query: Mapping[str, str]) -> Rows:
     numbers = {"rows": 600, "seed": 1, "offset": 0}
-    optional = ("distractors", "prompt_tokens")
+    optional = ("distractors", "prompt_tokens", "rare")
     unknown = sorted(query.keys() - numbers.keys() - {"split", *optional})
     if unknown:
         allowed = ", ".join(("split", *numbers, *optional))

@@ -14,11 +14,12 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from itrain_pipeline.data import toolworld_words as words
+from itrain_pipeline.data.toolworld_rare import RARE_CONCEPTS
 from itrain_pipeline.data.toolworld_words import Concept
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.records import Bucket, ToolCall
@@ -59,6 +60,8 @@ class Task:
     bucket: Bucket
     tools: tuple[dict[str, Any], ...]
     turns: tuple[Turn, ...]
+    rare: bool = False
+    """Whether the first tool has a parameter of `toolworld_rare`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +90,19 @@ def generate(
     offset: int = 0,
     distractors: int | None = None,
     prompt_tokens: int | None = None,
+    rare: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """`rows` raw rows `{"system", "conversations": [{"from", "value"}, …]}` from row `offset` on.
 
     `distractors` sets the number of tools beside those that the answer needs; `prompt_tokens` adds such tools until a
-    prompt has about that many tokens of the quickstart model. About one row in ten has no call: nothing fits, or a
+    prompt has about that many tokens of the quickstart model. `rare` per cent of the rows have a required parameter
+    that the quickstart model never met (`toolworld_rare`). About one row in ten has no call: nothing fits, or a
     required parameter is missing. Raises `ConfigError` for a split or number that does not exist.
     """
-    for task in generate_tasks(split, rows, seed, offset=offset, distractors=distractors, prompt_tokens=prompt_tokens):
+    tasks = generate_tasks(
+        split, rows, seed, offset=offset, distractors=distractors, prompt_tokens=prompt_tokens, rare=rare
+    )
+    for task in tasks:
         conversations = []
         for turn in task.turns:
             conversations.append({"from": "user", "value": turn.query})
@@ -111,6 +119,7 @@ def generate_tasks(
     offset: int = 0,
     distractors: int | None = None,
     prompt_tokens: int | None = None,
+    rare: int = 0,
 ) -> Iterator[Task]:
     """The tasks behind `generate`, in the same order."""
     if split not in get_args(Split):
@@ -120,16 +129,20 @@ def generate_tasks(
         ("offset", offset, 0),
         ("distractors", distractors, 0),
         ("prompt_tokens", prompt_tokens, 1),
+        ("rare", rare, 0),
     )
     for name, value, least in asked:
         if value is not None and value < least:
             raise ConfigError(f"toolworld {name}: got {value}, allowed is {least} or more")
+    if rare > 100:
+        raise ConfigError(f"toolworld rare: got {rare}, allowed is 100 (per cent) or less")
     for index in range(offset, offset + rows):
         rng = random.Random(f"{seed}/{split}/{index}")
         bucket = rng.choices([name for name, _ in _MIX], [weight for _, weight in _MIX])[0]
         if prompt_tokens is not None and prompt_tokens < _ROOM_FOR_MEDIUM:
             bucket = "easy"
-        yield draw_task(rng, split, bucket, distractors=distractors, prompt_tokens=prompt_tokens)
+        asks_rare = bool(rare) and rng.random() * 100 < rare
+        yield draw_task(rng, split, bucket, distractors=distractors, prompt_tokens=prompt_tokens, rare=asks_rare)
 
 
 def draw_task(
@@ -140,8 +153,12 @@ def draw_task(
     turns: int = 1,
     distractors: int | None = None,
     prompt_tokens: int | None = None,
+    rare: bool = False,
 ) -> Task:
-    """One task whose tools and calls fall into a curriculum bucket (method document, section 1)."""
+    """One task whose tools and calls fall into a curriculum bucket (method document, section 1).
+
+    With `rare` the first tool requires a parameter of `toolworld_rare`, in the place of another.
+    """
     low, high = {"easy": (1, 2), "medium": (1, 3), "hard": (2, 3)}[bucket]
     optional = 0.0 if bucket == "easy" else 0.2
     calls = 1 if bucket == "easy" else rng.choices((1, 2), (0.8, 0.2))[0]
@@ -152,6 +169,8 @@ def draw_task(
     tools = _draw_tools(rng, split, total, (low, high), optional)
     if prompt_tokens is not None:
         tools = _pad_tools(rng, split, tools, prompt_tokens, (low, high), optional)
+    if rare:
+        tools[0] = _with_rare_parameter(rng, tools[0])
     wanted = tools[:needed]
     spoken = []
     for _ in range(turns):
@@ -165,7 +184,7 @@ def draw_task(
         if turns > 1:
             wanted = rng.sample(tools, needed)
     rng.shuffle(tools)
-    return Task(bucket=bucket, tools=tuple(tool.schema() for tool in tools), turns=tuple(spoken))
+    return Task(bucket=bucket, tools=tuple(tool.schema() for tool in tools), turns=tuple(spoken), rare=rare)
 
 
 def _turn_with_calls(rng: random.Random, split: Split, tools: list[_Tool]) -> Turn:
@@ -327,6 +346,13 @@ def _build_tool(rng: random.Random, action: str, thing: str, count: int, optiona
         style, f"{action.capitalize()} {thing.capitalize()}"
     )
     return _Tool(action=action, thing=thing, name=name, parameters=tuple(entries))
+
+
+def _with_rare_parameter(rng: random.Random, tool: _Tool) -> _Tool:
+    concept = rng.choice(RARE_CONCEPTS)
+    entries = list(tool.parameters)
+    entries[rng.randrange(len(entries))] = (rng.choice(concept.names), concept, True)
+    return replace(tool, parameters=tuple(entries))
 
 
 def _camel(name: str) -> str:
