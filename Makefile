@@ -131,6 +131,10 @@ images-lock: $(IMAGES_STAMP) ## resolve the packages of every image again: each 
 
 ## --- checks ----------------------------------------------------------------------------------------------------
 
+.PHONY: bench-learning
+bench-learning: $(STAMP) ## do the iterations beat plain fine-tuning on a long-tailed toolworld? build/bench/learning.json (QUICK=1: one seed)
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.learning
+
 .PHONY: verify
 verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated
 	$(VENV)/bin/ruff format --check --quiet .

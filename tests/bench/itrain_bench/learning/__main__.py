@@ -1,0 +1,213 @@
+"""`python -m itrain_bench.learning`: do the iterations beat plain fine-tuning at equal steps? One flat JSON file.
+
+The model that ships with the package learns a long-tailed toolworld: one row in twenty of the pool, one in two of the
+test set, needs a phrase that its pre-training never had. Training and test share neither tools nor open values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from itrain_bench.controller.usage import machine
+from itrain_bench.learning.arms import Method, Seed, Steps
+from itrain_bench.learning.learner import Learner
+from itrain_bench.learning.stats import accuracy, paired_gain, standard_error
+from itrain_bench.learning.tasks import HeldOut, make_pool, make_test, of_kind
+from itrain_bench.training.__main__ import versions
+from itrain_contract.spec import AdapterSpec
+from itrain_contract.stagespec import RolloutStage, ScoreStage, TrainStage
+from itrain_pipeline.data.toolworld import Split
+from itrain_pipeline.quickstart import model_path
+from itrain_pipeline.stages.rendered import load_renderer
+
+OUT = Path(__file__).parents[4] / "build/bench/learning.json"
+ONE_ITERATION = ("best_of_n", "no_search")
+"""What makes pairs without a search, beside the first iteration with one."""
+PLAIN = ("sft", "warmup", "more_sft")
+"""Arms of plain fine-tuning; the best of them on the test set is the one to beat, chosen against ourselves."""
+WANTED_GAIN = 4.0
+Right = Mapping[str, Sequence[Sequence[bool]]]
+Figures = dict[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """One bench; rates, batch and steps are the same for every arm."""
+
+    seeds: tuple[int, ...]
+    pool: int
+    test: int
+    warmup_steps: int
+    iteration_steps: int
+    iterations: int
+    distractors: int = 0
+    batch: int = 16
+    sft_rate: float = 5e-3
+    simpo_rate: float = 3e-3
+    nll_weight: float = 30.0
+    """The contrast weighs a thirtieth of that: more of it cost accuracy wherever it was measured (docs/log.md)."""
+    temperature: float = 1.0
+    fraction: float = 0.10
+    split: Split = "test"
+    """`dev` is for trying settings: nothing is chosen on the test split."""
+
+    def method(self) -> Method:
+        return Method(
+            steps=Steps(warmup=self.warmup_steps, iteration=self.iteration_steps, iterations=self.iterations),
+            sft_rate=self.sft_rate,
+            score=ScoreStage(fraction=self.fraction),
+            rollout=RolloutStage(reward="rule", temperature=self.temperature, max_answer_tokens=128),
+            train=TrainStage(
+                learning_rate=self.simpo_rate,
+                max_steps=self.iteration_steps,
+                nll_weight=self.nll_weight,
+                quantization="none",
+                deepspeed="none",
+            ),
+        )
+
+
+QUICK = Size(seeds=(1,), pool=480, test=1000, warmup_steps=30, iteration_steps=10, iterations=3)
+FULL = Size(seeds=(1, 2, 3), pool=1200, test=1200, warmup_steps=75, iteration_steps=30, iterations=3)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m itrain_bench.learning", description=__doc__)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")), help="also: QUICK=1")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=JSON", help="another value of a size's field"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the arms that an interrupted bench has finished")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it takes")
+    arguments = parser.parse_args()
+    size = changed(QUICK if arguments.quick else FULL, arguments.set)
+    if arguments.threads:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    logging.disable(logging.WARNING)
+    begun, begun_cpu = time.monotonic(), time.process_time()
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(size)).encode()).hexdigest()[:12]
+    work = arguments.out.with_suffix("") / digest
+    if not arguments.resume:
+        shutil.rmtree(work, ignore_errors=True)
+    figures: Figures = {**machine(), **versions(), **told(size)}
+    figures |= measure(size, work)
+    figures["bench_seconds"] = round(time.monotonic() - begun)
+    figures["bench_cpu_seconds"] = round(time.process_time() - begun_cpu)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    say(verdict(figures))
+    print(arguments.out)
+    return 0
+
+
+def changed(size: Size, assignments: Sequence[str]) -> Size:
+    """`size` with fields set from `name=json`; a list is a tuple. Raises SystemExit for a field that is none."""
+    fields = {field.name for field in dataclasses.fields(size)}
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in fields:
+            raise SystemExit(f"--set {name}: allowed are {', '.join(sorted(fields))}")
+        value = json.loads(text)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return dataclasses.replace(size, **values)
+
+
+def measure(size: Size, work: Path) -> Figures:
+    renderer = load_renderer(model_path(), "pythonic", trust_remote_code=False)
+    test = make_test(renderer, size.test, distractors=size.distractors, split=size.split)
+    found: list[dict[str, dict[str, Any]]] = []
+    for seed in size.seeds:
+        learner = Learner(model=model_path(), renderer=renderer, adapter=AdapterSpec(), seed=seed, batch=size.batch)
+        pool = make_pool(renderer, size.pool, seed, distractors=size.distractors)
+        arms = Seed(
+            learner=learner, method=size.method(), pool=pool, test=test.examples, folder=work / f"seed-{seed}", say=say
+        )
+        found.append(arms.run())
+    right = {arm: [one[arm]["right"] for one in found] for arm in found[0]}
+    return {**summary(right, test, size.iterations), **searched(found)}
+
+
+def summary(right: Right, test: HeldOut, iterations: int) -> Figures:
+    """Accuracies in per cent with standard errors, in all and by kind of task, and gains in points."""
+    last = {"iteration": f"iteration_{iterations}", "hard_sft": f"hard_sft_{iterations}"}
+    last |= {name: f"{name}_1" for name in ONE_ITERATION}
+    named = {name: hits for name, hits in right.items() if name.startswith("iteration_") or name in ("base", *PLAIN)}
+    named |= {name: right[last[name]] for name in ("hard_sft", *ONE_ITERATION)}
+    figures: Figures = {"seeds": len(right["base"]), "dev_tasks": len(test.examples), "rare_tasks": sum(test.rare)}
+    for name, hits in named.items():
+        figures[f"acc_{name}"] = round(accuracy(hits), 2)
+        figures[f"se_{name}"] = round(standard_error(hits), 2)
+        for kind, wanted in (("rare", True), ("ordinary", False)):
+            figures[f"acc_{name}_{kind}"] = round(accuracy(of_kind(hits, test.rare, wanted=wanted)), 2)
+    best = max(PLAIN, key=lambda name: accuracy(right[name]))
+    figures["best_sft"] = best
+    compared = {
+        "iterations_over_best_sft": (last["iteration"], best),
+        "iterations_over_hard_sft": (last["iteration"], last["hard_sft"]),
+        **{f"search_over_{name}": ("iteration_1", last[name]) for name in ONE_ITERATION},
+    }
+    for name, (better, worse) in compared.items():
+        gain = paired_gain(right[better], right[worse])
+        figures |= {f"gain_{name}": round(gain.mean, 2)}
+        ends = "gain_ci" if name == "iterations_over_best_sft" else f"gain_{name}_ci"
+        figures |= {f"{ends}_low": round(gain.low, 2), f"{ends}_high": round(gain.high, 2)}
+    return figures
+
+
+def searched(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> Figures:
+    """Trees, trees with a pair, pairs and decoded tokens of each searched arm, over all seeds."""
+    return {
+        f"{arm}_{name}": sum(one[arm][name] for one in found)
+        for arm in found[0]
+        for name in ("trees", "sampled", "pairs", "decoded")
+        if name in found[0][arm]
+    }
+
+
+def told(size: Size) -> Figures:
+    return {f"size_{name}": value if isinstance(value, int | float) else str(value) for name, value in vars_of(size)}
+
+
+def vars_of(size: Size) -> list[tuple[str, Any]]:
+    return list(dataclasses.asdict(size).items())
+
+
+def verdict(figures: Figures) -> str:
+    """The table of accuracies, and whether the gain is what was wanted."""
+    lines = [
+        f"{name[4:]:<14}{value:>7} ± {figures[f'se_{name[4:]}']}  rare {figures[f'{name}_rare']}, "
+        f"ordinary {figures[f'{name}_ordinary']}"
+        for name, value in figures.items()
+        if f"se_{name[4:]}" in figures and name.startswith("acc_")
+    ]
+    gain, low = float(figures["gain_iterations_over_best_sft"]), float(figures["gain_ci_low"])
+    met = "met" if gain >= WANTED_GAIN and low > 0 else "not met"
+    lines.append(
+        f"iterations over {figures['best_sft']}: {gain:+.1f} points, 95 % from {low:+.1f} to "
+        f"{float(figures['gain_ci_high']):+.1f}; wanted {WANTED_GAIN:+.1f} and above 0: {met}"
+    )
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
