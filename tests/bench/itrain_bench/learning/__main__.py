@@ -55,7 +55,7 @@ class Size:
     distractors: int = 0
     batch: int = 16
     sft_rate: float = 5e-3
-    simpo_rate: float = 3e-3
+    simpo_rate: float = 3e-4
     nll_weight: float = 30.0
     """The contrast weighs a thirtieth of that: more of it cost accuracy wherever it was measured (docs/log.md)."""
     temperature: float = 1.0
