@@ -53,7 +53,7 @@ def release(node: Node, tmp_path: Path) -> Iterator[Release]:
         made.wait()
         yield made
     finally:
-        node.access.delete_namespace(NAMESPACE)
+        node.access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=120s")
         node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
         node.access.apply_crd()
 
