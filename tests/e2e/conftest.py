@@ -13,6 +13,7 @@ from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.node import Node
 from itrain_testing.gotools import ToolMissingError
+from itrain_testing.operatorimage import build_operator_image
 from itrain_testing.tiny_model import write_tiny_model
 from itrain_testing.trainnodes import MakeWorld, TrainWorld
 
@@ -69,3 +70,12 @@ def world(tmp_path: Path, model: Path) -> Iterator[MakeWorld]:
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture(scope="session")
+def operator_archive() -> Path:
+    """The operator's image, built as docs/images.md says."""
+    try:
+        return build_operator_image()
+    except ToolMissingError as error:
+        sessions.unavailable(str(error))

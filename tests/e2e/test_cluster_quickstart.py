@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 
 from itrain_testing.chart import NAMESPACE
-from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import ROOT, eventually
 from itrain_testing.cluster.node import Node
-from itrain_testing.gotools import ToolMissingError
 from itrain_testing.nodesite import TeamSite, team_site
-from itrain_testing.release import Release, asked, chart_of_version, load_operator_image
+from itrain_testing.release import Release, asked, chart_of_version
 from itrain_testing.rights import RIGHTS, Rights
 from itrain_testing.watchrun import WatchedRun
 
@@ -39,14 +37,11 @@ UNUSED: Rights = {
 
 
 @pytest.fixture
-def release(node: Node, tmp_path: Path) -> Iterator[Release]:
+def release(node: Node, operator_archive: Path, tmp_path: Path) -> Iterator[Release]:
     """The release before the current one, in a cluster new to iTrain; afterwards the resource is there again."""
-    try:
-        image = load_operator_image(node)
-    except ToolMissingError as error:
-        sessions.unavailable(str(error))
+    node.containerd.load_image(operator_archive)
     node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
-    made = Release(node.access, tmp_path, image)
+    made = Release(node.access, tmp_path)
     try:
         said = made.install(chart_of_version("0.0.1", tmp_path))
         assert "kubectl" in said  # the next command

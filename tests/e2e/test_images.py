@@ -14,14 +14,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from itrain_images.sets import version
-from itrain_testing import charttools
 from itrain_testing.chart import NAMESPACE, render
 from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import ROOT, Access, eventually
 from itrain_testing.cluster.hostpython import IMAGE, USER
 from itrain_testing.cluster.node import Node
-from itrain_testing.gotools import ToolMissingError
-from itrain_testing.operatorimage import REFERENCE, REPOSITORY, operator_archive
+from itrain_testing.operatorimage import REFERENCE, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -30,22 +28,11 @@ PUBLIC = ("debian.org", "pypi" + ".org", "python" + "hosted.org")
 CHUNK = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def archive() -> Path:
-    """The operator's image, built as docs/images.md says."""
-    try:
-        return operator_archive()
-    except ToolMissingError as error:
-        sessions.unavailable(str(error))
-
-
 @pytest.fixture
-def watched(node: Node, archive: Path) -> Iterator[str]:
+def watched(node: Node, operator_archive: Path, chart_tools: None) -> Iterator[str]:
     """A namespace for runs, the chart's operator watching it; all of it is gone afterwards."""
-    if reason := charttools.missing():
-        sessions.unavailable(reason)
     access = node.access
-    node.containerd.load_image(archive)
+    node.containerd.load_image(operator_archive)
     with sessions.fresh_namespace(access) as runs:
         objects = operator_objects(runs)
         access.create_namespace(NAMESPACE)
@@ -106,8 +93,10 @@ def wait_until_available(access: Access) -> None:
         raise AssertionError(f"{done.stderr}\n{said}\n{logs.stdout}{logs.stderr}")
 
 
-def test_the_itrain_command_runs_as_nobody_in_particular_on_a_read_only_root(node: Node, archive: Path) -> None:
-    node.containerd.load_image(archive)
+def test_the_itrain_command_runs_as_nobody_in_particular_on_a_read_only_root(
+    node: Node, operator_archive: Path
+) -> None:
+    node.containerd.load_image(operator_archive)
     with sessions.fresh_namespace(node.access) as namespace:
         node.access.create(
             pod("itrain version && id -u && ! touch /opt/itrain/x && ! command -v gcc"), namespace=namespace
@@ -148,11 +137,11 @@ def phase(access: Access, namespace: str) -> str:
     return found
 
 
-def test_no_layer_and_no_history_tells_where_packages_came_from_or_where_it_was_built(archive: Path) -> None:
+def test_no_layer_and_no_history_tells_where_packages_came_from_or_where_it_was_built(operator_archive: Path) -> None:
     words = sorted(traces())
     assert str(ROOT).encode() in words
     found: set[bytes] = set()
-    with tarfile.open(archive) as tar:
+    with tarfile.open(operator_archive) as tar:
         for member in filter(tarfile.TarInfo.isfile, tar):
             file = tar.extractfile(member)
             assert file is not None, member.name

@@ -1,15 +1,19 @@
-"""A real Kubernetes API for the tests in this folder: one control plane a session, one namespace a test."""
+"""A real Kubernetes API for the tests in this folder, one control plane a session, one namespace a test; a browser."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from itrain_testing.browser import browser, chromium
 from itrain_testing.cluster import binaries, sessions
 from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.controlplane import ControlPlane
+from itrain_testing.gotools import ToolMissingError
 from itrain_testing.operatorprocess import OperatorProcess
 from itrain_testing.simkubelet import SimulatedNode
 from itrain_testing.watchrun import WatchedRun
@@ -72,3 +76,16 @@ def operator(cluster: Access, namespace: str, tmp_path: Path) -> Iterator[Operat
     process.start()
     yield process
     process.stop()
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Any]:
+    """Headless Chromium."""
+    try:
+        chromium()
+    except ToolMissingError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"a browser is required here: {error}", pytrace=False)
+        pytest.skip(str(error))
+    with browser() as running:
+        yield running

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,8 @@ import pytest
 
 from itrain_pipeline.evals.comparison import build_comparison
 from itrain_pipeline.evals.report import build_report
-from itrain_testing.browser import browser, chromium, open_page
+from itrain_testing.browser import open_page
 from itrain_testing.comparedruns import three_runs
-from itrain_testing.gotools import ToolMissingError
 from itrain_testing.pagechecks import faint_texts, heading_levels, tabbed, table_faults
 from itrain_testing.reports import report_data
 from itrain_testing.searchedtrees import searched, shown_trees
@@ -24,18 +21,6 @@ SECTIONS = {
     "report": ["curve", "categories", "errors", "losses", "perplexity", "search", "trees", "costs", "facts"],
     "comparison": ["differs", "curve", "paired", "categories", "errors", "costs"],
 }
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Any]:
-    try:
-        chromium()
-    except ToolMissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"a browser is required here: {error}", pytrace=False)
-        pytest.skip(str(error))
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from itrain_pipeline.evals.report import build_report
-from itrain_testing.browser import browser, chromium, open_page
-from itrain_testing.gotools import ToolMissingError
+from itrain_testing.browser import open_page
 from itrain_testing.reports import report_data
 from itrain_testing.searchedtrees import HOSTILE, hostile_tree, searched, shown_trees
 
 WIDTHS = (1280, 400)
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Any]:
-    try:
-        chromium()
-    except ToolMissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"a browser is required here: {error}", pytrace=False)
-        pytest.skip(str(error))
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 from pathlib import Path
 
@@ -20,9 +19,8 @@ class BuildFailedError(Exception):
     """`make images` ended with an error: its last words."""
 
 
-@functools.cache
-def operator_archive() -> Path:
-    """An OCI archive with the image REFERENCE, built once a process (a minute; three where nothing is at hand).
+def build_operator_image() -> Path:
+    """An OCI archive with the image REFERENCE (a minute; three where nothing is at hand).
 
     Raises ToolMissingError where nothing can build images.
     """

@@ -13,9 +13,8 @@ from typing import Any
 from itrain_testing import charttools
 from itrain_testing.chart import CHART, NAMESPACE, RELEASE
 from itrain_testing.cluster.access import Access
-from itrain_testing.cluster.node import Node
 from itrain_testing.nodesite import SETTINGS
-from itrain_testing.operatorimage import REFERENCE, operator_archive
+from itrain_testing.operatorimage import REFERENCE
 from itrain_testing.rights import Rights
 
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
@@ -26,19 +25,13 @@ class HelmError(Exception):
     """Helm refused: its words."""
 
 
-def load_operator_image(node: Node) -> str:
-    """Build the operator's image, give it to the node, and return its name."""
-    node.containerd.load_image(operator_archive())
-    return REFERENCE
-
-
 class Release:
     """`helm` on one release in one namespace. `folder` is for values and charts."""
 
-    def __init__(self, access: Access, folder: Path, image: str) -> None:
+    def __init__(self, access: Access, folder: Path) -> None:
         self._access = access
         self._folder = folder
-        repository, _, tag = image.rpartition(":")
+        repository, _, tag = REFERENCE.rpartition(":")
         self.values: dict[str, Any] = {
             "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
             "runtimeClassName": "plain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.data.toolworld import Split, generate_tasks
+from itrain_pipeline.data.toolworld import Split, Task, generate_tasks
 from itrain_pipeline.records import Example, Message
 
 
@@ -23,16 +23,20 @@ def toolworld_rows(
     `prompt_tokens` is what the tools of a prompt are filled up to, as toolworld counts.
     """
     for number, task in enumerate(generate_tasks(split, count, seed, prompt_tokens=prompt_tokens)):
-        turn = task.turns[0]
-        messages = (Message(role="user", content=turn.query),)
-        yield Example(
-            id=name.format(number),
-            messages=messages,
-            tools=task.tools,
-            answer=turn.answer,
-            calls=turn.calls,
-            bucket=task.bucket,
-            source="toolworld",
-            prompt_ids=renderer.prompt_ids(messages, task.tools),
-            answer_ids=renderer.answer_ids(turn.answer),
-        )
+        yield toolworld_row(renderer, task, name.format(number))
+
+
+def toolworld_row(renderer: Renderer, task: Task, name: str) -> Example:
+    turn = task.turns[0]
+    messages = (Message(role="user", content=turn.query),)
+    return Example(
+        id=name,
+        messages=messages,
+        tools=task.tools,
+        answer=turn.answer,
+        calls=turn.calls,
+        bucket=task.bucket,
+        source="toolworld",
+        prompt_ids=renderer.prompt_ids(messages, task.tools),
+        answer_ids=renderer.answer_ids(turn.answer),
+    )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from itrain_pipeline.data.rendering import Renderer
-from itrain_pipeline.data.toolworld import Split, Task, generate_tasks
-from itrain_pipeline.records import Example, Message
+from itrain_pipeline.data.toolworld import Split, generate_tasks
+from itrain_pipeline.records import Example
+from itrain_testing.toolworld_rows import toolworld_row
 
 POOL_RARE, TEST_RARE = 5, 50
 """Per cent. Synthetic data are mostly easy and are judged on what is hard (method document, "What the paper shows")."""
@@ -25,7 +26,7 @@ class HeldOut:
 
 def make_pool(renderer: Renderer, rows: int, seed: int, *, distractors: int) -> tuple[Example, ...]:
     tasks = generate_tasks("train", rows, seed, distractors=distractors, rare=POOL_RARE)
-    return tuple(make_example(renderer, task, f"pool/{number:05d}") for number, task in enumerate(tasks))
+    return tuple(toolworld_row(renderer, task, f"pool/{number:05d}") for number, task in enumerate(tasks))
 
 
 def make_test(
@@ -35,24 +36,8 @@ def make_test(
     drawn = generate_tasks(split, 2 * rows + 20, seed, distractors=distractors, rare=TEST_RARE)
     tasks = [task for task in drawn if task.turns[0].calls][:rows]
     return HeldOut(
-        examples=tuple(make_example(renderer, task, f"{split}/{number:05d}") for number, task in enumerate(tasks)),
+        examples=tuple(toolworld_row(renderer, task, f"{split}/{number:05d}") for number, task in enumerate(tasks)),
         rare=tuple(task.rare for task in tasks),
-    )
-
-
-def make_example(renderer: Renderer, task: Task, name: str) -> Example:
-    turn = task.turns[0]
-    messages = (Message(role="user", content=turn.query),)
-    return Example(
-        id=name,
-        messages=messages,
-        tools=task.tools,
-        answer=turn.answer,
-        calls=turn.calls,
-        bucket=task.bucket,
-        source="toolworld",
-        prompt_ids=renderer.prompt_ids(messages, task.tools),
-        answer_ids=renderer.answer_ids(turn.answer),
     )
 
 
