@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -29,16 +30,32 @@ def random_tree(
     return found
 
 
+def with_truth(rng: random.Random, tree: list[PairRow], *, longest: int = 9, words: range = WORDS) -> list[PairRow]:
+    """The same pairs with one right answer to their prompt; in half of the trees it goes along some chosen step."""
+    prompt = min((pair.context_ids for pair in tree), key=len)
+    prompt = prompt[: rng.randrange(1, len(prompt) + 1)]
+    truth = _step(rng, longest, words)
+    if rng.random() < 0.5:
+        pair = rng.choice(tree)
+        truth = (*pair.context_ids[len(prompt) :], *pair.chosen_ids, *truth)
+    return [replace(pair, prompt_ids=prompt, truth_ids=truth) for pair in tree]
+
+
 def _step(rng: random.Random, longest: int, words: range) -> tuple[int, ...]:
     return tuple(rng.choice(words) for _ in range(rng.randrange(1, longest + 1)))
 
 
-def pair_trees(*, most: int, words: range = WORDS) -> st.SearchStrategy[list[list[PairRow]]]:
-    """One to `most` trees of one to five pairs, their prompts of 1 to 12 tokens."""
+def pair_trees(
+    *, most: int, words: range = WORDS, truths: bool | None = False
+) -> st.SearchStrategy[list[list[PairRow]]]:
+    """One to `most` trees of one to five pairs, their prompts of 1 to 12 tokens. `truths`: with right answers, without,
+    or either (None)."""
 
     def build(seed: int, shapes: list[tuple[int, int]]) -> list[list[PairRow]]:
         rng = random.Random(seed)
-        return [random_tree(rng, prompt=prompt, pairs=pairs, words=words) for prompt, pairs in shapes]
+        trees = [random_tree(rng, prompt=prompt, pairs=pairs, words=words) for prompt, pairs in shapes]
+        wanted = rng.random() < 0.5 if truths is None else truths
+        return [with_truth(rng, tree, words=words) for tree in trees] if wanted else trees
 
     shape = st.tuples(st.integers(1, 12), st.integers(1, 5))
     return st.builds(build, st.integers(0, 2**32), st.lists(shape, min_size=1, max_size=most))

@@ -130,13 +130,16 @@ def adapter_weights(model_dir: Path, adapter: Path) -> list[torch.Tensor]:
 def test_the_first_step_is_adamw_on_the_mean_over_the_pairs_of_the_global_batch(start: Start, tmp_path: Path) -> None:
     """Worked pair by pair without a trainer; three pairs, so that the last micro batch is not full."""
     pairs = start.pairs(3)
-    stage = {"epochs": 1, "warmupRatio": 0.0, "nllWeight": 0.2}
+    stage = {"epochs": 1, "warmupRatio": 0.0, "nllWeight": 0.2, "answerNllWeight": 0.7}
     output = train(tmp_path, start, pairs, stage)
+    answers = {example.id: example.answer_ids for example in make_examples(2)}
     model = continue_adapter(load_model(start.model_dir, precision="fp32"), start.adapter, trainable=True)
     total: Any = 0.0
-    for context, chosen, rejected in map(training_row, pairs):
+    for pair in pairs:
+        context, chosen, rejected = training_row(pair)
         won, lost = mean_logprob(model, context, chosen), mean_logprob(model, context, rejected)
-        total = total - torch.log(torch.sigmoid(2.5 * won - 2.5 * lost - 0.5)) - 0.2 * won
+        right = mean_logprob(model, pair.prompt_ids, answers[pair.lineage.sample_id])
+        total = total - torch.log(torch.sigmoid(2.5 * won - 2.5 * lost - 0.5)) - 0.2 * won - 0.7 * right
     (total / 3).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
@@ -144,6 +147,30 @@ def test_the_first_step_is_adamw_on_the_mean_over_the_pairs_of_the_global_batch(
     assert log_lines(output)[0]["loss"] == pytest.approx((total / 3).item(), rel=1e-5)
     for found, expected in zip(adapter_weights(start.model_dir, adapter_folder(output)), trained.values(), strict=True):
         assert torch.allclose(found, expected, atol=2e-5)
+
+
+def test_an_answer_that_is_too_long_leaves_its_pairs_out_and_an_unknown_sample_is_named(
+    start: Start, tmp_path: Path
+) -> None:
+    pairs = start.pairs(4)
+    example = make_examples(2)[0]
+    of_first = [pair for pair in pairs if pair.lineage.sample_id == example.id]
+    most = max(len(p.prompt_ids) + len(p.shared_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
+    long = dataclasses.replace(example, answer_ids=(*range(7, 7 + most), 2))
+    results = [
+        prepare_result(tmp_path, start.model_dir, [long, make_examples(2)[1]]),
+        *rollout_results(tmp_path / "rollout", pairs),
+    ]
+    upstream = FolderUpstream(results, tmp_path / "scratch")
+    stage = TrainStage(answer_nll_weight=1.0, max_length=most)
+    assert merge_pairs(1, stage, upstream).too_long == len(of_first)
+    assert merge_pairs(1, TrainStage(max_length=most), upstream).too_long == 0
+    unknown = [
+        prepare_result(tmp_path / "one", start.model_dir, [long]),
+        *rollout_results(tmp_path / "again", pairs),
+    ]
+    with pytest.raises(DataError, match=r"pairs\.jsonl names 1 samples that train\.jsonl lacks, the first is row-001"):
+        merge_pairs(1, stage, FolderUpstream(unknown, tmp_path / "again"))
 
 
 def mean_logprob(model: Any, context: Any, step: Any) -> torch.Tensor:

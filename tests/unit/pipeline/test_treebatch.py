@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.learn.adapter import new_adapter
 from itrain_pipeline.learn.chosen import chosen_logprobs
-from itrain_pipeline.learn.collate import PairCollator, PairRow
+from itrain_pipeline.learn.collate import PADDING_PAIR, PairCollator, PairRow
 from itrain_pipeline.learn.loading import load_model
 from itrain_pipeline.learn.preference import PassCollator, pair_losses, pass_losses
 from itrain_pipeline.learn.simpo import SimpoSettings
 from itrain_pipeline.learn.treebatch import TreeCollator, answer_logprobs, tree_simpo
 from itrain_pipeline.learn.treemask import flex_mask, tree_mask
 from itrain_testing.cpo import cpo_batch, cpo_trainer
-from itrain_testing.pairtrees import pair_trees, random_tree
+from itrain_testing.pairtrees import pair_trees, random_tree, with_truth
 from itrain_testing.tiny_model import build_tokenizer, write_tiny_model
 
 SETTINGS = SimpoSettings(beta=2.5, gamma=0.5)
@@ -87,10 +87,12 @@ def test_loss_and_gradients_are_those_of_two_rows_per_pair_and_of_trl_on_random_
     assert_same(ours, gradients(policy, trl_loss))
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("form", ["tree", "pair"])
-def test_metrics_weights_and_the_nll_term_are_those_of_separate_rows(policy: Any, form: Any) -> None:
-    tree = random_tree(random.Random(3), prompt=9, pairs=4)
-    with_nll = SimpoSettings(beta=2.5, gamma=0.5, nll_weight=0.3)
+def test_metrics_weights_and_the_nll_terms_are_those_of_separate_rows(policy: Any, form: Any, seed: int) -> None:
+    rng = random.Random(seed)
+    tree = with_truth(rng, random_tree(rng, prompt=9, pairs=4))
+    with_nll = SimpoSettings(beta=2.5, gamma=0.5, nll_weight=0.3, answer_nll_weight=0.7)
     rows = [tree] if form == "tree" else [[pair] for pair in tree]
     batch = PassCollator(form=form)([rows])
     losses, metrics = pass_losses(policy, policy, batch, with_nll)
@@ -99,6 +101,32 @@ def test_metrics_weights_and_the_nll_term_are_those_of_separate_rows(policy: Any
     assert metrics.keys() == expected.keys()
     assert all(torch.allclose(metrics[name], expected[name], rtol=1e-4, atol=1e-6) for name in expected)
     assert batch["weights"].tolist() == [1.0] * 4
+    assert_same(gradients(policy, losses.mean()), gradients(policy, expected_losses.mean()))
+
+
+def test_the_answer_term_is_the_right_answer_s_mean_nll_and_a_batch_without_answers_has_none(policy: Any) -> None:
+    rng = random.Random(8)
+    tree = with_truth(rng, random_tree(rng, prompt=9, pairs=2))
+    settings = SimpoSettings(beta=2.5, gamma=0.5, answer_nll_weight=0.7)
+    losses, metrics = pass_losses(policy, policy, TreeCollator()([tree]), settings)
+    plain, _ = pass_losses(policy, policy, TreeCollator()([tree]), SETTINGS)
+    ids = torch.tensor([[*tree[0].prompt_ids, *tree[0].truth_ids]])
+    logprobs_TV = policy(input_ids=ids).logits[0].log_softmax(-1)
+    places = range(len(tree[0].prompt_ids), ids.shape[1])
+    mean = torch.stack([logprobs_TV[at - 1, ids[0, at]] for at in places]).mean()
+    assert torch.allclose(metrics["answer_logprob"], mean.expand(2), rtol=1e-5)
+    assert torch.allclose(losses, plain - 0.7 * mean, rtol=1e-5)
+    for form in ("tree", "separate"):  # what fills up a process's passes: the same names of metrics, no weight
+        losses, metrics = pass_losses(policy, policy, PassCollator(form=form)([[[PADDING_PAIR]]]), settings)
+        assert losses.isfinite().all()
+        assert metrics["answer_logprob"].tolist() == [0.0]
+
+
+def test_a_batch_in_which_only_some_pairs_have_an_answer_is_refused() -> None:
+    rng = random.Random(9)
+    tree = random_tree(rng, prompt=9, pairs=1)
+    with pytest.raises(ValueError, match="all pairs of a batch have a right answer or none"):
+        TreeCollator()([tree, with_truth(rng, tree)])
 
 
 def test_gradient_checkpointing_changes_no_gradient(policy: Any) -> None:

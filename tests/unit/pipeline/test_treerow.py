@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from itrain_pipeline.learn.collate import PairRow
 from itrain_pipeline.learn.passes import Budget, RowForm, naive_tokens, plan_passes
-from itrain_pipeline.learn.treerow import RowSize, build_tree_row, shared_length
+from itrain_pipeline.learn.treerow import RowSize, build_tree_row, scored_answers, shared_length
 from itrain_testing.pairtrees import pair_trees
 
 
@@ -31,6 +31,15 @@ def test_a_row_worked_by_hand() -> None:
     assert row.targets == ((0, 3), (1, 4), (1, 6), (2, 5), (2, 7), (2, 9), (3, 8))
     assert row.chosen == ((0, 1, 3), (4, 6))
     assert row.rejected == ((0, 2), (5,))
+    assert row.truths == ((), ())
+
+
+def test_a_right_answer_is_one_more_path_from_the_prompt_and_shares_what_it_can() -> None:
+    step = PairRow(context_ids=(1, 2, 3), chosen_ids=(4, 5), rejected_ids=(6,), prompt_ids=(1, 2), truth_ids=(3, 4, 9))
+    row = build_tree_row([step])
+    assert row.token_ids == (1, 2, 3, 4)
+    assert row.targets == ((0, 3), (1, 4), (1, 6), (2, 5), (2, 9))
+    assert (row.chosen, row.rejected, row.truths) == (((1, 3),), ((2,),), ((0, 1, 4),))
 
 
 def test_branches_end_where_the_next_begins_and_have_positions_of_their_own() -> None:
@@ -46,29 +55,30 @@ def test_a_pair_without_context_or_answer_is_refused(bad: tuple[tuple[int, ...],
         build_tree_row([pair(*bad)])
 
 
-@given(pair_trees(most=1))
+@given(pair_trees(most=1, truths=None))
 def test_each_token_s_ancestors_are_the_row_in_which_it_would_stand_alone(trees: list[list[PairRow]]) -> None:
     (pairs,) = trees
     row = build_tree_row(pairs)
     for number, found in enumerate(pairs):
-        for answer, terms in ((found.chosen_ids, row.chosen[number]), (found.rejected_ids, row.rejected[number])):
+        sides = (row.chosen[number], row.rejected[number], row.truths[number])
+        for (context, answer), terms in zip(scored_answers(found), sides, strict=False):
             assert tuple(row.targets[term][1] for term in terms) == answer
             for at, term in enumerate(terms):
                 place = row.predictors[row.targets[term][0]]
                 ancestors = [j for j in range(place + 1) if place < row.ends[j]]
-                assert tuple(row.token_ids[j] for j in ancestors) == (*found.context_ids, *answer[:at])
+                assert tuple(row.token_ids[j] for j in ancestors) == (*context, *answer[:at])
                 assert [row.positions[j] for j in ancestors] == list(range(len(ancestors)))
 
 
-@given(pair_trees(most=1))
+@given(pair_trees(most=1, truths=None))
 def test_no_beginning_of_an_answer_stands_in_a_row_twice(trees: list[list[PairRow]]) -> None:
     (pairs,) = trees
     row = build_tree_row(pairs)
     beginnings = {
-        (*p.context_ids, *answer)[:length]
+        (*context, *answer)[:length]
         for p in pairs
-        for answer in (p.chosen_ids, p.rejected_ids)
-        for length in range(1, len(p.context_ids) + len(answer))
+        for context, answer in scored_answers(p)
+        for length in range(1, len(context) + len(answer))
     }
     assert row.length == len(beginnings)
     size = RowSize()
@@ -87,7 +97,9 @@ def test_the_shared_length_is_that_of_the_common_beginning(left: list[int], righ
 FORMS: tuple[RowForm, ...] = ("tree", "pair", "separate")
 
 
-@given(pair_trees(most=6), st.sampled_from(FORMS), st.integers(1, 3), st.integers(1, 7), st.integers(1, 60))
+@given(
+    pair_trees(most=6, truths=None), st.sampled_from(FORMS), st.integers(1, 3), st.integers(1, 7), st.integers(1, 60)
+)
 def test_every_step_has_its_pairs_once_in_every_form_and_for_any_number_of_processes(
     trees: list[list[PairRow]], form: RowForm, processes: int, global_batch: int, tokens: int
 ) -> None:

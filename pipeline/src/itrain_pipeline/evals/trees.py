@@ -92,7 +92,8 @@ def choose(records: Sequence[TreeRecord]) -> list[tuple[Why, TreeRecord]]:
 def _nothing_good(record: TreeRecord) -> bool:
     """No right answer where the ground truth decides, else none that was worth more than nothing."""
     standings = {node.standing for node in record.drawn}
-    return "right" not in standings and ("wrong" in standings or record.best_reward <= 0.0)
+    missed = "right" not in standings and ("wrong" in standings or record.best_reward <= 0.0)
+    return missed or "given" in standings
 
 
 def widest_gap(nodes: Sequence[NodeRecord]) -> float:

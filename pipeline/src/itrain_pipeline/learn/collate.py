@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from itrain_pipeline.learn.treerow import scored_answers
+
 IGNORED = -100
 
 
@@ -48,11 +50,16 @@ class SftCollator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """One preference pair for the model: a context that is not scored and two answers to it. Weight 0 is padding."""
+    """One preference pair for the model: a context that is not scored and two answers to it. Weight 0 is padding.
+
+    `prompt_ids` and `truth_ids`, where given, are what the context begins with and the whole right answer to it.
+    """
 
     context_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = ()
+    truth_ids: tuple[int, ...] = ()
     weight: float = 1.0
 
     @property
@@ -66,7 +73,8 @@ PADDING_PAIR = PairRow(context_ids=(0,), chosen_ids=(0,), rejected_ids=(0,), wei
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairCollator:
-    """P pairs to one batch of 2P rows: the chosen ones first, then the rejected, as TRL concatenates them.
+    """P pairs to one batch of 2P rows: the chosen ones first, then the rejected, as TRL concatenates them. With right
+    answers, which all pairs have or none, P more rows follow.
 
     Keys: `input_ids`, `attention_mask` [2P, T]; `scored` [2P, T], True at tokens of the response; `weights` [P].
     """
@@ -74,8 +82,9 @@ class PairCollator:
     pad_id: int = 0
 
     def __call__(self, pairs: Sequence[PairRow]) -> dict[str, Any]:
-        rows = [(*p.context_ids, *p.chosen_ids) for p in pairs] + [(*p.context_ids, *p.rejected_ids) for p in pairs]
-        starts = torch.tensor([len(p.context_ids) for p in pairs] * 2)
+        answers = [answer for kind in zip(*map(scored_answers, pairs), strict=True) for answer in kind]
+        rows = [(*context, *answer) for context, answer in answers]
+        starts = torch.tensor([len(context) for context, _ in answers])
         mask = length_mask(rows)
         positions = torch.arange(mask.shape[1])[None, :]
         return {

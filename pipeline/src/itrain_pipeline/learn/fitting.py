@@ -41,7 +41,10 @@ def fit_job(job: TrainJob, supervisor: Supervisor) -> FitResult:
     from itrain_pipeline.learn.preference import fit_simpo
     from itrain_pipeline.learn.simpo import SimpoSettings
 
-    pairs = [PairRow(context_ids=c, chosen_ids=w, rejected_ids=r) for c, w, r in rows]
+    pairs = [
+        PairRow(context_ids=context, chosen_ids=chosen, rejected_ids=rejected, prompt_ids=prompt, truth_ids=truth)
+        for context, chosen, rejected, prompt, truth in (row if len(row) == 5 else (*row, (), ()) for row in rows)
+    ]
     if job.how.deepspeed is not None and job.resume_from is None:
         start_from_fp32(model)
     return fit_simpo(model, pairs, job, SimpoSettings(**job.loss), supervisor)

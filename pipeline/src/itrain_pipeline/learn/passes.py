@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from itrain_pipeline.learn.treerow import Pair, RowSize
+from itrain_pipeline.learn.treerow import Pair, RowSize, scored_answers
 
 RowForm = Literal["tree", "pair", "separate"]
 """A row holds all pairs of a tree, or one pair with its context once, or one answer of a pair with its context."""
@@ -42,7 +42,7 @@ Pass = tuple[Row, ...]
 class PassPlan:
     """Forward passes in the order in which a loader deals them out: step by step, round by round, process by process.
 
-    `tokens` are those that all passes compute, padding included; `naive_tokens` those of two rows per pair without any
+    `tokens` are those that all passes compute, padding included; `naive_tokens` those of a row per answer without any
     padding: the least that a trainer computes that shares nothing.
     """
 
@@ -84,8 +84,8 @@ def plan_passes(
 
 
 def naive_tokens(pair: Pair) -> int:
-    """A pair as two rows."""
-    return 2 * len(pair.context_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+    """A pair as a row per answer."""
+    return sum(len(context) + len(answer) for context, answer in scored_answers(pair))
 
 
 def plan_rows(
@@ -93,7 +93,7 @@ def plan_rows(
 ) -> list[Row]:
     """A step's pairs as rows. A tree's row is cut before the pair that takes it over `most_tokens`; a pair never is."""
     if form == "separate":
-        return [Row(pairs=(index,), tokens=_longer_row(pairs[index])) for index in order]
+        return [Row(pairs=(index,), tokens=_answer_tokens(pairs[index])) for index in order]
     rows: list[Row] = []
     for _, neighbours in groupby(order, key=lambda index: trees[index]):
         members: list[int] = []
@@ -147,8 +147,10 @@ def _computed(rows: Pass, form: RowForm) -> int:
     """Tokens of a pass, padding included."""
     if not rows:
         return 0
-    return len(rows) * max(row.tokens for row in rows) * (2 if form == "separate" else 1)
+    return len(rows) * max(row.tokens for row in rows)
 
 
-def _longer_row(pair: Pair) -> int:
-    return len(pair.context_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+def _answer_tokens(pair: Pair) -> int:
+    """Of a pair as a row per answer, all as long as the longest."""
+    answers = scored_answers(pair)
+    return len(answers) * max(len(context) + len(answer) for context, answer in answers)

@@ -107,17 +107,18 @@ def pass_losses(
     """Loss of each pair [P] of a collated pass, whatever its form, and what is watched."""
     if "ends" not in inputs:
         return pair_losses(forward, model, inputs, settings)
-    return watched_losses(answer_logprobs(forward, model, inputs), inputs["lengths"], settings)
+    sums = answer_logprobs(forward, model, inputs)
+    return watched_losses(sums, inputs["lengths"], len(inputs["weights"]), settings)
 
 
 def pair_losses(
     forward: Any, model: Any, inputs: Any, settings: SimpoSettings
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The same of two rows per pair, as PairCollator makes them."""
+    """The same of a row per answer, as PairCollator makes them."""
     scored_BT = inputs["scored"]
     logprobs_R = scored_logprobs(forward, model, inputs["input_ids"], inputs["attention_mask"], scored_BT)
-    sums_2P, lengths_2P = row_sums(logprobs_R, scored_BT)
-    return watched_losses(sums_2P, lengths_2P, settings)
+    sums, lengths = row_sums(logprobs_R, scored_BT)
+    return watched_losses(sums, lengths, len(inputs["weights"]), settings)
 
 
 def fit_simpo(

@@ -10,11 +10,13 @@ from torch.nn.functional import logsigmoid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimpoSettings:
-    """β and γ of SimPO; `nll_weight` weighs the mean NLL of the chosen response's tokens."""
+    """β and γ of SimPO. `nll_weight` weighs the mean NLL of the chosen response's tokens, `answer_nll_weight` that of
+    the whole right answer's (arXiv 2404.19733, equation 2, has such a term for its chosen answers)."""
 
     beta: float
     gamma: float
     nll_weight: float = 0.0
+    answer_nll_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +54,28 @@ def simpo_loss(
 
 
 def watched_losses(
-    sums_2P: torch.Tensor, lengths_2P: torch.Tensor, settings: SimpoSettings
+    sums: torch.Tensor, lengths: torch.Tensor, pairs: int, settings: SimpoSettings
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of each pair [P], NLL term included, and what is watched: margin, accuracy, logprobs of either step.
+    """Loss of each of P `pairs` [P], NLL terms included, and what is watched: margin, accuracy, logprobs.
 
-    Sums of logprobs and lengths are [2P], those of the chosen responses first.
+    Sums of logprobs and lengths are [2P], those of the chosen responses first, or [3P], those of right answers last.
     """
-    (chosen_P, rejected_P), (chosen_len_P, rejected_len_P) = sums_2P.chunk(2), lengths_2P.chunk(2)
+    chosen_P, rejected_P, *truth_P = sums.split(pairs)
+    chosen_len_P, rejected_len_P, *truth_len_P = lengths.split(pairs)
     found = simpo_loss(chosen_P, chosen_len_P, rejected_P, rejected_len_P, beta=settings.beta, gamma=settings.gamma)
     chosen_mean_P = chosen_P / chosen_len_P
     loss_P = found.losses
     if settings.nll_weight:
         loss_P = loss_P - settings.nll_weight * chosen_mean_P
+    truth_mean_P = truth_P[0] / truth_len_P[0] if truth_P else torch.zeros_like(loss_P)
+    if settings.answer_nll_weight:
+        loss_P = loss_P - settings.answer_nll_weight * truth_mean_P
     margins_P = found.chosen_rewards - found.rejected_rewards
     return loss_P, {
         "reward_margin": margins_P,
         "reward_accuracy": (margins_P > 0).float(),
         "chosen_logprob": chosen_mean_P,
         "rejected_logprob": rejected_P / rejected_len_P,
+        # By the settings, not by the batch: one that only fills up has no answers, and all processes tell the same.
+        **({"answer_logprob": truth_mean_P} if settings.answer_nll_weight else {}),
     }

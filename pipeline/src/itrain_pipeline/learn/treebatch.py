@@ -33,7 +33,8 @@ class TreeCollator:
     `input_ids`, `position_ids`, `ends` [B, T] (treerow.py says what `ends` are); `predicts` [B, T], True where the
     output head is needed, R in all; `target_rows`, `targets` [E]: index among the R and token of every scored
     token; `term_targets`, `term_answers` [M]: which of the E each answer sums up, answer p being the chosen one of
-    pair p and P + p the rejected one; `lengths` [2P]: tokens of each answer; `weights` [P].
+    pair p and P + p the rejected one; `lengths` [2P]: tokens of each answer; `weights` [P]. Where pairs have right
+    answers, all or none, there are P more answers: 2P + p is that of pair p.
     T is padded to a multiple of `multiple`.
     """
 
@@ -48,16 +49,19 @@ class TreeCollator:
         predicts_BT = torch.zeros(len(rows), width, dtype=torch.bool)
         target_rows: list[int] = []
         targets: list[int] = []
-        answers: tuple[list[list[int]], list[list[int]]] = ([], [])
+        answers: tuple[list[list[int]], ...] = ([], [], [])
         heads = 0
         for number, row in enumerate(rows):
             predicts_BT[number, list(row.predictors)] = True
-            for side, named in zip(answers, (row.chosen, row.rejected), strict=True):
+            for side, named in zip(answers, (row.chosen, row.rejected, row.truths), strict=True):
                 side += [[len(targets) + target for target in answer] for answer in named]
             target_rows += [heads + at for at, _ in row.targets]
             targets += [token for _, token in row.targets]
             heads += len(row.predictors)
-        both = [*answers[0], *answers[1]]
+        has_truths = {bool(answer) for answer in answers[2]}
+        if len(has_truths) > 1:
+            raise ValueError("either all pairs of a batch have a right answer or none")
+        scored = [answer for side in answers[: 3 if True in has_truths else 2] for answer in side]
         return {
             "input_ids": _filled([row.token_ids for row in rows], self.pad_id, width),
             "position_ids": _filled([row.positions for row in rows], 0, width),
@@ -65,9 +69,9 @@ class TreeCollator:
             "predicts": predicts_BT,
             "target_rows": torch.tensor(target_rows),
             "targets": torch.tensor(targets),
-            "term_targets": torch.tensor([target for answer in both for target in answer]),
-            "term_answers": torch.tensor([number for number, answer in enumerate(both) for _ in answer]),
-            "lengths": torch.tensor([len(answer) for answer in both]),
+            "term_targets": torch.tensor([target for answer in scored for target in answer]),
+            "term_answers": torch.tensor([number for number, answer in enumerate(scored) for _ in answer]),
+            "lengths": torch.tensor([len(answer) for answer in scored]),
             "weights": torch.tensor([pair.weight for pairs in trees for pair in pairs]),
         }
 
@@ -77,7 +81,7 @@ def _filled(rows: Sequence[Sequence[int]], fill: int, width: int) -> torch.Tenso
 
 
 def answer_logprobs(forward: Any, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum of log p over the tokens of each answer, fp32 [2P], chosen ones first, with gradient.
+    """Sum of log p over the tokens of each answer, fp32 [2P] or [3P], chosen ones first, with gradient.
 
     `forward` is what is called: a wrapper of `model` (DDP, DeepSpeed), or `model` itself. The output head sees R rows.
     Raises UnsupportedAttentionError for a model whose attention takes no mask.
@@ -88,8 +92,8 @@ def answer_logprobs(forward: Any, model: Any, batch: dict[str, torch.Tensor]) ->
             input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch["position_ids"], use_cache=False
         ).logits
     logprobs_E = chosen_logprobs(logits_1RV[0], batch["target_rows"], batch["targets"])
-    sums_2P = torch.zeros(len(batch["lengths"]), dtype=logprobs_E.dtype, device=logprobs_E.device)
-    return sums_2P.index_add(0, batch["term_answers"], logprobs_E[batch["term_targets"]])
+    sums = torch.zeros(len(batch["lengths"]), dtype=logprobs_E.dtype, device=logprobs_E.device)
+    return sums.index_add(0, batch["term_answers"], logprobs_E[batch["term_targets"]])
 
 
 def tree_simpo(model: Any, trees: Sequence[Sequence[PairRow]], *, beta: float, gamma: float) -> PairLosses:
@@ -99,6 +103,7 @@ def tree_simpo(model: Any, trees: Sequence[Sequence[PairRow]], *, beta: float, g
     pass. Costs Σ distinct tokens per tree instead of Σ 2·context + chosen + rejected per pair.
     """
     batch = {name: value.to(model.device) for name, value in TreeCollator()(trees).items()}
-    chosen_P, rejected_P = answer_logprobs(model, model, batch).chunk(2)
-    chosen_len_P, rejected_len_P = batch["lengths"].chunk(2)
+    pairs = len(batch["weights"])
+    chosen_P, rejected_P = answer_logprobs(model, model, batch).split(pairs)[:2]
+    chosen_len_P, rejected_len_P = batch["lengths"].split(pairs)[:2]
     return simpo_loss(chosen_P, chosen_len_P, rejected_P, rejected_len_P, beta=beta, gamma=gamma)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Pair(Protocol):
-    """A context and two answers to it, as token ids."""
+    """A context and two answers to it, as token ids; it may also have a prompt and the whole right answer to that."""
 
     @property
     def context_ids(self) -> tuple[int, ...]: ...
@@ -22,6 +22,20 @@ class Pair(Protocol):
     def chosen_ids(self) -> tuple[int, ...]: ...
     @property
     def rejected_ids(self) -> tuple[int, ...]: ...
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+    @property
+    def truth_ids(self) -> tuple[int, ...]: ...
+
+
+Answer = tuple[tuple[int, ...], tuple[int, ...]]
+"""What is not scored, and what is."""
+
+
+def scored_answers(pair: Pair) -> tuple[Answer, ...]:
+    """The chosen step, the rejected one, and the right answer where the pair has one."""
+    steps = ((pair.context_ids, pair.chosen_ids), (pair.context_ids, pair.rejected_ids))
+    return (*steps, (pair.prompt_ids, pair.truth_ids)) if pair.truth_ids else steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +43,8 @@ class TreeRow:
     """A row of T tokens that holds P pairs.
 
     `predictors` are the places whose predictions are scored, ascending. `targets` are the scored tokens, each once:
-    (index in `predictors`, token id). `chosen` and `rejected` give, per pair, the indexes in `targets` of its answer.
+    (index in `predictors`, token id). `chosen` and `rejected` give, per pair, the indexes in `targets` of its answer,
+    `truths` those of its right answer; none for a pair without.
     """
 
     token_ids: tuple[int, ...]
@@ -39,6 +54,7 @@ class TreeRow:
     targets: tuple[tuple[int, int], ...]
     chosen: tuple[tuple[int, ...], ...]
     rejected: tuple[tuple[int, ...], ...]
+    truths: tuple[tuple[int, ...], ...]
 
     @property
     def length(self) -> int:
@@ -50,7 +66,8 @@ def build_tree_row(pairs: Sequence[Pair]) -> TreeRow:
 
     Raises ValueError for a pair without context or with an empty answer: its first token would have no prediction.
     """
-    answers = [(pair.context_ids, answer) for pair in pairs for answer in (pair.chosen_ids, pair.rejected_ids)]
+    of_pairs = [scored_answers(pair) for pair in pairs]
+    answers = {answer for found in of_pairs for answer in found}
     if not answers or not all(context and answer for context, answer in answers):
         raise ValueError("a row needs pairs, each with a context and two answers of at least one token")
     tokens: list[int] = []
@@ -71,22 +88,26 @@ def build_tree_row(pairs: Sequence[Pair]) -> TreeRow:
     for place in path:
         ends[place] = len(tokens)
 
-    scored = [
-        [(paths[_predicting(context, answer)][len(context) - 1 + at], token) for at, token in enumerate(answer)]
+    scored = {
+        (context, answer): [
+            (paths[_predicting(context, answer)][len(context) - 1 + at], token) for at, token in enumerate(answer)
+        ]
         for context, answer in answers
-    ]
-    predictors = sorted({place for steps in scored for place, _ in steps})
+    }
+    predictors = sorted({place for steps in scored.values() for place, _ in steps})
     row_of = {place: number for number, place in enumerate(predictors)}
-    target_of = {target: number for number, target in enumerate(sorted({step for steps in scored for step in steps}))}
-    terms = [tuple(target_of[step] for step in steps) for steps in scored]
+    distinct = sorted({step for steps in scored.values() for step in steps})
+    target_of = {target: number for number, target in enumerate(distinct)}
+    terms = [[tuple(target_of[step] for step in scored[answer]) for answer in found] for found in of_pairs]
     return TreeRow(
         token_ids=tuple(tokens),
         positions=tuple(positions),
         ends=tuple(ends),
         predictors=tuple(predictors),
         targets=tuple((row_of[place], token) for place, token in target_of),
-        chosen=tuple(terms[0::2]),
-        rejected=tuple(terms[1::2]),
+        chosen=tuple(found[0] for found in terms),
+        rejected=tuple(found[1] for found in terms),
+        truths=tuple(found[2] if len(found) > 2 else () for found in terms),
     )
 
 
@@ -98,8 +119,8 @@ class RowSize:
         self._rows: list[tuple[int, ...]] = []
 
     def add(self, pair: Pair) -> None:
-        for answer in (pair.chosen_ids, pair.rejected_ids):
-            row = _predicting(pair.context_ids, answer)
+        for answer in scored_answers(pair):
+            row = _predicting(*answer)
             at = bisect_left(self._rows, row)
             neighbours = self._rows[max(0, at - 1) : at + 1]
             self.tokens += len(row) - max((shared_length(row, other) for other in neighbours), default=0)

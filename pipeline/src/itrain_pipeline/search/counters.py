@@ -22,6 +22,7 @@ SUMMED = (
     "memo_hits",
     "duplicate_requests",
     "merged_actions",
+    "given_steps",
     "prompt_tokens",
     "decoded_tokens",
 )

@@ -17,7 +17,7 @@ MAX_TEXT = 240
 """Characters of a step, a question or a truth that a record keeps."""
 
 Role = Literal["", "chosen", "rejected"]
-Standing = Literal["", "right", "wrong"]
+Standing = Literal["", "right", "wrong", "given"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class NodeRecord:
     ending: str
     """`stop`, `length`, or empty where no answer ended."""
     standing: Standing
-    """What the ground truth says: on a sampled right answer, the beginning of none, or empty for neither."""
+    """What the ground truth says: on a sampled right answer, the beginning of none, itself where no sample came, or
+    empty for none of these."""
     role: Role
 
 
@@ -77,6 +78,8 @@ class TreeRecord:
     truth_tokens: int = 0
     """Of the ground truth, where the judge read it."""
     judged: int = 0
+    given_steps: int = 0
+    """Steps of the ground truth that no sample had."""
     judged_tokens: int = 0
     """Different answers that the judge read, and their tokens."""
     question: str = ""
@@ -111,11 +114,17 @@ def draw(root: Node, pairs: Sequence[StepPair], decode: Callable[[Sequence[int]]
             prior=round(priors.get(id(node), 1.0), 4),
             reward=None if node.reward is None else round(node.reward, 4),
             ending=node.ending or "",
-            standing="right" if node.right else "wrong" if node.wrong else "",
+            standing=_standing(node),
             role=roles.get(id(node), ""),
         )
         for node in kept
     )
+
+
+def _standing(node: Node) -> Standing:
+    if node.given:
+        return "given"
+    return "right" if node.right else "wrong" if node.wrong else ""
 
 
 def _priors(node: Node) -> list[tuple[Node, float]]:

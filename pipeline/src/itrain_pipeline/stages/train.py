@@ -7,9 +7,10 @@ finished first (method document, section 4).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from itrain_contract.spec import AdapterSpec, ModelSpec
 from itrain_contract.stageio import StageInput
@@ -36,12 +37,17 @@ log = logging.getLogger(__name__)
 SHOWN = ("reward_margin", "reward_accuracy", "chosen_logprob")
 
 
+Answers = Mapping[str, Sequence[int]]
+"""Right answers by sample, as token ids; none where only steps are trained on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
     """The pairs that fit, merged, and the number of those that do not."""
 
     fitting: tuple[PreferencePair, ...]
     too_long: int
+    answers: Answers
 
 
 def run(stage_input: StageInput, ports: Ports) -> StageOutput:
@@ -84,8 +90,22 @@ def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
     for pair in merged:
         if not pair.chosen_ids or not pair.rejected_ids or not pair.prompt_ids:
             raise DataError(f"pairs.jsonl: pair {pair.id} has an empty prompt or step; both steps need a token")
-    fitting = [pair for pair in merged if pair_length(pair) <= stage.max_length]
-    return Pairs(fitting=tuple(fitting), too_long=len(merged) - len(fitting))
+    answers = right_answers(merged, upstream) if stage.answer_nll_weight else {}
+    fitting = [pair for pair in merged if pair_length(pair, answers) <= stage.max_length]
+    return Pairs(fitting=tuple(fitting), too_long=len(merged) - len(fitting), answers=answers)
+
+
+def right_answers(pairs: Sequence[PreferencePair], upstream: Upstream) -> Answers:
+    """The ground truth of the samples that the pairs are of. DataError for a sample that prepare did not write."""
+    wanted = {pair.lineage.sample_id for pair in pairs}
+    found = {row.id: row.answer_ids for row in training_rows(upstream) if row.id in wanted}
+    if unknown := sorted(wanted - found.keys()):
+        raise DataError(f"pairs.jsonl names {len(unknown)} samples that train.jsonl lacks, the first is {unknown[0]}")
+    return found
+
+
+def training_rows(upstream: Upstream) -> Iterator[Example]:
+    return read_jsonl(upstream.fetch(prepare_result(upstream).outputs["train.jsonl"]), Example)
 
 
 def check_lineage(pairs: Pairs, before: Adapter | None) -> None:
@@ -99,15 +119,17 @@ def check_lineage(pairs: Pairs, before: Adapter | None) -> None:
             )
 
 
-def pair_length(pair: PreferencePair) -> int:
-    """Tokens of the longer of the pair's two rows."""
-    return len(pair.prompt_ids) + len(pair.shared_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+def pair_length(pair: PreferencePair, answers: Answers) -> int:
+    """Tokens of the longest of the pair's rows."""
+    step = len(pair.shared_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+    return len(pair.prompt_ids) + max(step, len(answers.get(pair.lineage.sample_id, ())))
 
 
-def training_row(pair: PreferencePair) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
-    """(context, chosen, rejected). The shared steps are context and not scored (trap 2); a step stays as it was
-    sampled, without an end of turn after it (trap 3)."""
-    return (*pair.prompt_ids, *pair.shared_ids), pair.chosen_ids, pair.rejected_ids
+def training_row(pair: PreferencePair, answers: Answers = MappingProxyType({})) -> tuple[Sequence[int], ...]:
+    """(context, chosen, rejected), and where answers are trained on (…, prompt, answer). The shared steps are context
+    and not scored (trap 2); a step stays as it was sampled, without an end of turn after it (trap 3)."""
+    row = ((*pair.prompt_ids, *pair.shared_ids), pair.chosen_ids, pair.rejected_ids)
+    return (*row, pair.prompt_ids, answers[pair.lineage.sample_id]) if answers else row
 
 
 def build_job(
@@ -156,11 +178,11 @@ def build_job(
         model=model_dir,
         adapter=None if before is None else before.folder,
         adapter_spec=AdapterSpec.model_validate(stage_input.spec["adapter"]),
-        rows=write_rows(ports.scratch / "rows.jsonl", [training_row(pair) for pair in pairs.fitting]),
+        rows=write_rows(ports.scratch / "rows.jsonl", [training_row(pair, pairs.answers) for pair in pairs.fitting]),
         order=order,
         folder=ports.scratch / "train",
         how=how,
-        loss={"beta": stage.beta, "gamma": stage.gamma, "nll_weight": stage.nll_weight},
+        loss=loss_settings(stage),
         quantization=stage.quantization,
         trust_remote_code=ModelSpec.model_validate(stage_input.spec["model"]).trust_remote_code,
         trees=trees,
@@ -168,11 +190,17 @@ def build_job(
         pass_tokens=stage.batch_tokens,
         guards=plan_guards(
             stage.guards,
-            read_jsonl(ports.upstream.fetch(prepare_result(ports.upstream).outputs["train.jsonl"]), Example),
+            training_rows(ports.upstream),
             call_format=stage_input.spec.get("callFormat", "pythonic"),
             seed=int(stage_input.spec["seed"]),  # the same prompts in every iteration
         ),
     )
+
+
+def loss_settings(stage: TrainStage) -> dict[str, float]:
+    """The keyword arguments of `SimpoSettings`."""
+    names = ("beta", "gamma", "nll_weight", "answer_nll_weight")
+    return {name: getattr(stage, name) for name in names}
 
 
 def tree_numbers(pairs: Sequence[PreferencePair]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from itrain_bench.controller.usage import machine
 from itrain_bench.learning.arms import Method, Seed, Steps
@@ -56,8 +56,12 @@ class Size:
     batch: int = 16
     sft_rate: float = 5e-3
     simpo_rate: float = 3e-4
-    nll_weight: float = 30.0
-    """The contrast weighs a thirtieth of that: more of it cost accuracy wherever it was measured (docs/log.md)."""
+    nll_weight: float = 0.0
+    answer_nll_weight: float = 1.0
+    beta: float = 2.5
+    gamma: float = 0.5
+    ground_truth: Literal["never", "missed"] = "missed"
+    pairs_per_tree: int = 4
     temperature: float = 1.0
     fraction: float = 0.10
     split: Split = "test"
@@ -68,11 +72,20 @@ class Size:
             steps=Steps(warmup=self.warmup_steps, iteration=self.iteration_steps, iterations=self.iterations),
             sft_rate=self.sft_rate,
             score=ScoreStage(fraction=self.fraction),
-            rollout=RolloutStage(reward="rule", temperature=self.temperature, max_answer_tokens=128),
+            rollout=RolloutStage(
+                reward="rule",
+                temperature=self.temperature,
+                max_answer_tokens=128,
+                ground_truth=self.ground_truth,
+                pairs_per_tree=self.pairs_per_tree,
+            ),
             train=TrainStage(
                 learning_rate=self.simpo_rate,
                 max_steps=self.iteration_steps,
                 nll_weight=self.nll_weight,
+                answer_nll_weight=self.answer_nll_weight,
+                beta=self.beta,
+                gamma=self.gamma,
                 quantization="none",
                 deepspeed="none",
             ),

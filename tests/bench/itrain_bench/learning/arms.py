@@ -129,11 +129,14 @@ class Seed:
     def _searched(
         self, settings: RolloutStage, iteration: int, before: Path, hardest: list[Example], folder: Path
     ) -> tuple[Path, dict[str, Any]]:
-        pairs, decoded = self.learner.search(hardest, settings, adapter=before, iteration=iteration)
+        scored = self.scored[before]
+        pairs, decoded = self.learner.search(hardest, scored, settings, adapter=before, iteration=iteration)
         told = {"pairs": len(pairs), "decoded": decoded, "sampled": len({pair.lineage.sample_id for pair in pairs})}
         if not pairs:
             return before, told
-        return self.learner.simpo(pairs, self.method.train, before=before, folder=folder), told
+        stage = self.method.train
+        answers = {example.id: example.answer_ids for example in hardest} if stage.answer_nll_weight else {}
+        return self.learner.simpo(pairs, stage, answers=answers, before=before, folder=folder), told
 
     def _sft(self, rows: Sequence[Example], order: Sequence[int], before: Path | None, folder: Path) -> Path:
         return self.learner.sft(rows, order, rate=self.method.sft_rate, before=before, folder=folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from itrain_pipeline.search.forest import Forest
 from itrain_pipeline.search.order import neighbours
 from itrain_pipeline.search.sample import SampleSearch, SearchedSample
 from itrain_pipeline.stages.rollout import Pace, build_language
-from itrain_pipeline.stages.train import training_row, tree_numbers
+from itrain_pipeline.stages.train import loss_settings, training_row, tree_numbers
 
 MICRO_ROWS = 4
 MODEL_LEN = 2048
@@ -69,8 +69,17 @@ class Learner:
         rows = [(example.prompt_ids, example.answer_ids) for example in examples]
         return self._fit("sft", rows, order, rate=rate, before=before, folder=folder)
 
-    def simpo(self, pairs: Sequence[PreferencePair], stage: TrainStage, *, before: Path | None, folder: Path) -> Path:
-        """An adapter trained on the pairs as the train stage does it, `stage.max_steps` steps."""
+    def simpo(
+        self,
+        pairs: Sequence[PreferencePair],
+        stage: TrainStage,
+        *,
+        answers: Mapping[str, Sequence[int]],
+        before: Path | None,
+        folder: Path,
+    ) -> Path:
+        """An adapter trained on the pairs as the train stage does it, `stage.max_steps` steps; `answers` are the right
+        ones by sample, none where only steps are trained on."""
         ordered = sorted(pairs, key=lambda pair: (pair.lineage.sample_id, pair.id))
         trees = tree_numbers(ordered)
         order = plan_tree_order(
@@ -78,13 +87,13 @@ class Learner:
         )
         return self._fit(
             "simpo",
-            [training_row(pair) for pair in ordered],
+            [training_row(pair, answers) for pair in ordered],
             order,
             rate=stage.learning_rate,
             before=before,
             folder=folder,
             trees=trees,
-            loss={"beta": stage.beta, "gamma": stage.gamma, "nll_weight": stage.nll_weight},
+            loss=loss_settings(stage),
             form=stage.rows,
         )
 
@@ -162,13 +171,24 @@ class Learner:
         return [found[example.id] for example in examples]
 
     def search(
-        self, examples: Sequence[Example], settings: RolloutStage, *, adapter: Path | None, iteration: int
+        self,
+        examples: Sequence[Example],
+        scored: Sequence[ScoredExample],
+        settings: RolloutStage,
+        *,
+        adapter: Path | None,
+        iteration: int,
     ) -> tuple[list[PreferencePair], int]:
         """The pairs of the forest as the rollout stage grows it, and the tokens that were decoded for them."""
-        return asyncio.run(self._search(examples, settings, adapter, iteration))
+        return asyncio.run(self._search(examples, scored, settings, adapter, iteration))
 
     async def _search(
-        self, examples: Sequence[Example], settings: RolloutStage, adapter: Path | None, iteration: int
+        self,
+        examples: Sequence[Example],
+        scored: Sequence[ScoredExample],
+        settings: RolloutStage,
+        adapter: Path | None,
+        iteration: int,
     ) -> tuple[list[PreferencePair], int]:
         engine = open_engine("transformers", self.model, dtype="fp32", max_model_len=MODEL_LEN)
         engine.load_adapter(f"iteration-{iteration}", adapter)
@@ -182,6 +202,7 @@ class Learner:
             adapter_sha256="" if adapter is None else adapter_sha256(adapter),
             template_sha256=self.renderer.template_sha256,
             budget=Budget([example.id for example in ordered]),
+            truth_logprobs={row.id: row.logprobs for row in scored},
         )
         pairs: list[PreferencePair] = []
 
