@@ -126,6 +126,10 @@ class EngineProfile(SpecModel):
     """By threads, ascending; one entry on a GPU."""
     start_s: Amount
     """From the start of a process until its model answers."""
+    train_start_s: Amount | None = None
+    """From the start of a process that trains to its first step, and from its last to its end; None: `start_s`."""
+    prepare_start_s: Amount | None = None
+    """Of a process without a model; None: `start_s`."""
     prefix_block_tokens: Annotated[int, Field(ge=1)]
     """Prompts are known in whole blocks of so many tokens."""
     prepare_rows_per_s: Positive

@@ -48,7 +48,7 @@ def stage_time(
         at_a_time, threads = min(at_a_time, ours.slots), ours.threads
     rates = rates_for(profile, threads)
     if isinstance(block, ShardedStage):
-        pod = profile.start_s + _seconds(spec, ref, work, rates, profile, pods=pods)
+        pod = _start(ref, profile) + _seconds(spec, ref, work, rates, profile, pods=pods)
         seconds = pod * math.ceil(pods / at_a_time)
         used = pod * pods * block.gpus
     else:
@@ -59,7 +59,12 @@ def stage_time(
 
 
 def _start(ref: StageRef, profile: EngineProfile) -> float:
-    return 0.0 if ref.kind == StageKind.PREPARE else profile.start_s
+    by_kind = {
+        StageKind.PREPARE: profile.prepare_start_s,
+        StageKind.WARMUP: profile.train_start_s,
+        StageKind.TRAIN: profile.train_start_s,
+    }
+    return profile.start_s if (found := by_kind.get(ref.kind)) is None else found
 
 
 def _speed_up(devices: int) -> float:

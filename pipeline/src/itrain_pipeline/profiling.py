@@ -6,22 +6,27 @@ The figures are of random token ids of one length: speed does not depend on what
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from itrain_contract.measurements import DecodeRate, EngineProfile, Rates
 from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.toolworld import generate_tasks
 from itrain_pipeline.engine import EngineKind, open_engine
+from itrain_pipeline.errors import Interrupted
 from itrain_pipeline.learn.precision import ChosenPrecision, PrecisionName
 from itrain_pipeline.ports import Engine, SamplingParams
+from itrain_pipeline.profiling_start import Start, measured_start
 from itrain_pipeline.records import Example, Message
 
 DECODE_ROWS = (1, 12, 48, 96)
@@ -31,6 +36,8 @@ ANSWER_TOKENS = 40
 MICRO_BATCH = 2
 ROWS_RENDERED = 100
 SEED = 1
+MOST_STEPS = 500
+"""Of the training that is timed, however short they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +54,7 @@ class ProfileSettings:
 
 
 def measure_profile(settings: ProfileSettings) -> EngineProfile:
-    """Load the model twice, as an engine and to train, and time both. Raises what loading raises."""
-    begun = time.perf_counter()
+    """Load the model as an engine, to score and to train, and time each. Raises what loading raises."""
     import torch
 
     from itrain_pipeline.learn.loading import load_tokenizer
@@ -58,7 +64,6 @@ def measure_profile(settings: ProfileSettings) -> EngineProfile:
     precision = choose_precision(settings.precision, device)
     engine = open_engine(settings.engine, settings.model, dtype=precision)
     tokenizer: Any = load_tokenizer(settings.model)
-    start_s = time.perf_counter() - begun
     threads = settings.threads or (torch.get_num_threads(),)
     learner = Learner(settings.model, precision)
     rates = []
@@ -75,10 +80,14 @@ def measure_profile(settings: ProfileSettings) -> EngineProfile:
                     prefill_tokens_per_s=prefill,
                     decode=decode,
                     score_tokens_per_s=learner.score_rate(rows, settings.seconds),
-                    train_tokens_per_s=learner.train_rate(rows, settings.seconds),
+                    train_tokens_per_s=train_rate(settings, rows, precision),
                 )
             )
         runner.run(engine.aclose())
+    starts = {
+        kind: measured_start(kind, settings.model, engine=settings.engine, precision=precision)
+        for kind in get_args(Start)
+    }
     day = datetime.now(UTC).strftime("%Y-%m-%d")
     return EngineProfile(
         name=settings.name,
@@ -89,7 +98,9 @@ def measure_profile(settings: ProfileSettings) -> EngineProfile:
         how=f"python -m itrain_pipeline profile, {settings.engine} engine, prompts of {settings.prompt_tokens} tokens, "
         f"the fastest of {settings.seconds:g} s a figure, {day}",
         rates=tuple(rates if device.kind == "cpu" else rates[-1:]),
-        start_s=start_s,
+        start_s=starts["engine"],
+        train_start_s=starts["train"],
+        prepare_start_s=starts["prepare"],
         prefix_block_tokens=16 if settings.engine == "vllm" else 1,
         prepare_rows_per_s=rendering_rate(tokenizer),
         export_s=learner.export_seconds(),
@@ -183,8 +194,78 @@ def rendering_rate(tokenizer: Any) -> float:
     return len(tasks) / (time.perf_counter() - begun)
 
 
+def train_rate(settings: ProfileSettings, rows: Sequence[Example], precision: ChosenPrecision) -> float:
+    """Tokens a second of the warm-up's own loop, a micro batch a step: the median of its steps behind the first."""
+    ids = [(row.prompt_ids, row.answer_ids) for row in rows]
+    with tempfile.TemporaryDirectory(prefix="itrain-profile-") as folder:
+        steps = train_steps(settings.model, ids, precision=precision, folder=Path(folder), seconds=settings.seconds)
+    return MICRO_BATCH * (settings.prompt_tokens + ANSWER_TOKENS) / statistics.median(steps)
+
+
+def train_steps(
+    model: Path,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    precision: Any,
+    folder: Path,
+    seconds: float,
+) -> list[float]:
+    """Seconds of each step of a training on the rows, over and over for `seconds`, the first step left out."""
+    from itrain_pipeline.learn.fitting import fit_job
+    from itrain_pipeline.learn.job import Optimisation, TrainJob, write_rows
+    from itrain_pipeline.learn.order import BatchPlan
+    from itrain_pipeline.learn.precision import detect_device
+
+    clock = StepClock(seconds)
+    order = tuple(number % len(rows) for number in range(MICRO_BATCH * MOST_STEPS))
+    job = TrainJob(
+        kind="sft",
+        model=model,
+        adapter=None,
+        adapter_spec=AdapterSpec(),
+        rows=write_rows(folder / "rows.jsonl", rows),
+        order=order,
+        folder=folder / "train",
+        how=Optimisation(
+            learning_rate=1e-9,
+            warmup_ratio=0.0,
+            schedule="constant",
+            checkpoint_steps=MOST_STEPS,
+            seed=SEED,
+            precision=precision,
+            on_cpu=detect_device().kind == "cpu",
+            plan=BatchPlan(micro=MICRO_BATCH, accumulation=1, processes=1),
+            steps=MOST_STEPS,
+        ),
+    )
+    with contextlib.suppress(Interrupted):  # how this training ends
+        fit_job(job, clock)
+    return clock.steps
+
+
+class StepClock:
+    """A supervisor that notes when each step was reported, and asks to stop once two are and `seconds` are over."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._reported: list[float] = []
+
+    @property
+    def steps(self) -> list[float]:
+        return [after - before for before, after in itertools.pairwise(self._reported)]
+
+    def report(self, step: int, total: int, text: str) -> None:
+        self._reported.append(time.perf_counter())
+
+    def should_stop(self) -> bool:
+        return len(self._reported) > 1 and self._reported[-1] - self._reported[0] >= self._seconds
+
+    def saved(self, folder: Path, step: int) -> None:
+        pass
+
+
 class Learner:
-    """The model with a fresh adapter, to score and to train with."""
+    """The model with a fresh adapter, to score with and to export."""
 
     def __init__(self, folder: Path, precision: ChosenPrecision) -> None:
         from itrain_pipeline.learn.adapter import new_adapter
@@ -199,33 +280,6 @@ class Learner:
         self._model.eval()
         batch = plan_token_batches(rows, 16_384)[0]
         return _timed(lambda: score_batch(self._model, batch), sum(map(row_length, batch)), seconds)
-
-    def train_rate(self, rows: Sequence[Example], seconds: float) -> float:
-        """Forward, backward and optimiser step of one micro batch, loss on the answers."""
-        import torch
-
-        from itrain_pipeline.learn.collate import length_mask, pad_right
-        from itrain_pipeline.learn.logprobs import scored_logprobs
-
-        self._model.train()
-        batch = rows[:MICRO_BATCH]
-        ids = [(*row.prompt_ids, *row.answer_ids) for row in batch]
-        device = self._model.device
-        ids_BT, mask_BT = pad_right(ids, 0).to(device), length_mask(ids).to(device)
-        scored_BT = torch.zeros_like(mask_BT, dtype=torch.bool)
-        scored_BT[:, -ANSWER_TOKENS:] = True
-        adapter = [p for p in self._model.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(adapter, lr=1e-6)
-
-        def step() -> None:
-            loss = -scored_logprobs(self._model, self._model, ids_BT, mask_BT, scored_BT).mean()
-            loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return _timed(step, sum(map(len, ids)), seconds)
 
     def export_seconds(self) -> float:
         """Merging the adapter and writing the model; the model cannot be trained afterwards."""
