@@ -18,6 +18,7 @@ import typer
 from itrain_contract.loading import SpecError, load_run
 from itrain_contract.names import ExitCode
 from itrain_operator.cli_cluster import runs
+from itrain_operator.cli_evaluate import evaluate
 from itrain_operator.cli_local import PipelineError
 from itrain_operator.cli_options import (
     FileArgument,
@@ -112,6 +113,7 @@ def validate(
 
 app.command()(plan)
 app.command(name="profile")(profile_machine)
+app.command()(evaluate)
 app.add_typer(runs)
 
 

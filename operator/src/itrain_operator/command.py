@@ -13,6 +13,7 @@ OVERVIEW = {
     "validate": "Check files: one line for each problem, with field, value, what is allowed, and the remedy.",
     "plan": "The stages of FILE in their order, with pods, GPUs and a bound on GPU-hours; nothing is started.",
     "profile": "Measure how fast this machine is with a model, for `itrain plan --explain --profile`.",
+    "evaluate": "Evaluate a model folder, or a model behind an OpenAI-compatible endpoint, on benchmarks.",
     "version": "The version of this command and of the contract.",
     "submit": "Apply FILEs to the cluster; again, it changes what changed.",
     "list": "The runs in the cluster.",
