@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,10 @@ from pydantic_core import ErrorDetails
 from itrain_contract.base import SpecModel
 from itrain_contract.names import API_VERSION, KIND, RUN_NAME_MAX_LENGTH, RUN_NAME_PATTERN
 from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.yamltext import MAX_CHARACTERS, SpecLoader, read_documents
 
+MAX_PROBLEMS = 100
+"""Told at once; a file with more is no run."""
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 RunName = Annotated[str, StringConstraints(min_length=1, max_length=RUN_NAME_MAX_LENGTH, pattern=RUN_NAME_PATTERN)]
 
@@ -67,37 +69,20 @@ class SpecError(ValueError):
         super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
 
 
-class SpecLoader(yaml.SafeLoader):
-    """YAML as `kubectl` reads it: `1e-4` is a number, and a key stands once."""
-
-
-SpecLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-SpecLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _mapping(loader: SpecLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-SpecLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
 def load_run(path: Path) -> ITrainRun:
     """The run in a YAML file; raises SpecError, or OSError when the file cannot be read."""
-    return parse_run(path.read_text(encoding="utf-8"), source=str(path))
+    return parse_run(read_text(path), source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file; SpecError for one that is no UTF-8 or larger than any run, OSError as ever."""
+    with path.open("rb") as data:
+        found = data.read(4 * MAX_CHARACTERS + 1)
+    try:
+        return found[: 4 * MAX_CHARACTERS].decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = SpecProblem(field="YAML", got=f"byte {error.start} that is no UTF-8", allowed="UTF-8 text")
+        raise SpecError(str(path), [problem]) from error
 
 
 def parse_run(text: str, *, source: str = "<text>") -> ITrainRun:
@@ -115,8 +100,7 @@ def parse_run(text: str, *, source: str = "<text>") -> ITrainRun:
 def parse_documents(text: str, *, source: str) -> list[Any]:
     """The documents of a YAML text that hold anything, as plain data; raises SpecError for what is no YAML."""
     try:
-        # SpecLoader derives from SafeLoader: it constructs plain data only.
-        return [d for d in yaml.load_all(text, Loader=SpecLoader) if d is not None]
+        return [d for d in read_documents(text) if d is not None]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
@@ -142,7 +126,12 @@ def validate_model(
     try:
         return model.model_validate(data, strict=strict)
     except ValidationError as error:
-        raise SpecError("<object>", [_problem(details, model) for details in error.errors()]) from error
+        found = error.errors()
+        problems = [_problem(details, model) for details in found[:MAX_PROBLEMS]]
+        if len(found) > MAX_PROBLEMS:
+            more = f"{len(found) - MAX_PROBLEMS} more problems"
+            problems.append(SpecProblem(field="YAML", got=more, allowed=f"none; the first {MAX_PROBLEMS} are named"))
+        raise SpecError("<object>", problems) from error
 
 
 def _as_the_server_reads(value: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itrain_contract.immutability import changes_refused
-from itrain_contract.loading import ITrainRun, SpecError, SpecProblem, parse_documents, parse_run, with_lines
+from itrain_contract.loading import ITrainRun, SpecError, SpecProblem, parse_documents, parse_run, read_text, with_lines
 from itrain_contract.names import Phase
 from itrain_operator.clusteraccess import Access, ClusterError, explain, field_problems
 from itrain_operator.clusterruns import ClusterRun, read_run
@@ -63,7 +63,7 @@ class FilesError(SpecError):
 
 
 def _read_file(path: Path) -> RunFile:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     run = parse_run(text, source=str(path))
     try:
         storage_uri(run.spec)

@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 
 from itrain_contract.immutability import changes_refused
-from itrain_contract.loading import ITrainRun, SpecError, SpecLoader, SpecProblem, validate_run
+from itrain_contract.loading import ITrainRun, SpecError, SpecProblem, validate_run
 from itrain_contract.names import Phase, Reason
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.status import ITrainRunStatus, Progress
+from itrain_contract.yamltext import read_documents
 from itrain_operator.localstate import StoredRun
 
 RELATIVE = ("./", "../")
@@ -35,8 +36,9 @@ def override(run: ITrainRun, settings: list[str]) -> ITrainRun:
 
 def _value(setting: str, text: str) -> Any:
     try:
-        return yaml.load(text, Loader=SpecLoader)  # noqa: S506  (it derives from SafeLoader)
-    except yaml.YAMLError as error:
+        (value,) = read_documents(text) or [None]
+        return value
+    except (yaml.YAMLError, ValueError) as error:
         problem = SpecProblem(field="--set", got=repr(setting), allowed="a YAML value after the =")
         raise SpecError("--set", [problem]) from error
 
