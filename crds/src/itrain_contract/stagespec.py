@@ -19,7 +19,7 @@ Uri = Annotated[
     StringConstraints(
         min_length=1,
         max_length=2048,
-        pattern=r"^((hf|s3|file|builtin)://[^\s]+|/[^\s]*|\./[^\s]*|\.\./[^\s]*)$",
+        pattern=r"^((hf|s3|file|builtin)://[^\s\x00-\x1f\x7f]+|(/|\./|\.\./)[^\s\x00-\x1f\x7f]*)$",
     ),
 ]
 Image = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
@@ -177,9 +177,6 @@ class RolloutStage(ShardedStage):
     certainty: Literal["calls", "all", "none"] = "all"
     """Pairs that the ground truth confirms (better step on a sampled right answer, worse step the beginning of none):
     `calls` where the answer is a call, `all` for free text too (equal but for blanks and capitals), `none` by value."""
-    ground_truth: Literal["never", "missed"] = "never"
-    """`missed`: where no sampled answer was right, the sample's own answer is one more path of the tree, so that its
-    steps are preferred to what the policy did instead. Needs a `certainty` that covers the answer."""
     pairs_per_node: Annotated[int, Field(ge=1, le=64)] = 3
     """Worse steps that the best step of a node is preferred to, the worst ones first; the paper has one."""
     pairs_per_tree: Annotated[int, Field(ge=1, le=1000)] = 4
@@ -232,8 +229,11 @@ class TrainStage(Stage):
     nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Weight of the negative log-likelihood of the chosen step."""
     answer_nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
-    """Weight of the negative log-likelihood of the sample's whole right answer, which keeps the rest of an answer in
-    place while steps are preferred. 0 leaves the answer out of the rows."""
+    """Weight of the negative log-likelihood of a sample's whole right answer, which keeps the rest of an answer in
+    place while steps are preferred. 0 leaves the answers out of the rows."""
+    answers: Literal["pairs", "missed"] = "missed"
+    """Samples whose right answers are trained on, where `answerNllWeight` is above 0: those of the pairs, or beside
+    them those of which the search sampled no right answer, so that there was nothing to prefer."""
     max_length: Tokens = 4096
     gradient_checkpointing: bool = False
     checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50

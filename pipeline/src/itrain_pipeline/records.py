@@ -104,8 +104,6 @@ class PreferencePair:
     chosen_visits: int
     rejected_visits: int
     lineage: Lineage
-    given: bool = False
-    """The chosen step is the ground truth's; the policy did not sample it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from itrain_contract.stageio import RunIdentity, StageInput, StageResult, build_
 from itrain_contract.stages import StageKind, StageRef
 from itrain_pipeline.ports import StageOutput
 from itrain_pipeline.records import Bucket, Example, Lineage, Message, PreferencePair, ToolCall, write_jsonl
+from itrain_testing.searchedtrees import record
 from itrain_testing.stageports import Silent, folder_files, stage_result
 
 
@@ -95,14 +96,25 @@ def as_result(kind: StageKind, output: StageOutput, *, iteration: int = 0, shard
 
 
 def rollout_results(
-    folder: Path, pairs: Sequence[PreferencePair], *, shards: int = 2, iteration: int = 1
+    folder: Path,
+    pairs: Sequence[PreferencePair],
+    *,
+    shards: int = 2,
+    iteration: int = 1,
+    reached: Mapping[str, bool | None] | None = None,
 ) -> list[StageResult]:
-    """The pairs dealt out over shards."""
+    """The pairs dealt out over shards; with `reached` also trees that say so of their samples."""
     results = []
     for shard in range(shards):
         path = folder / f"shard-{shard}" / "pairs.jsonl"
         write_jsonl(path, pairs[shard::shards])
-        results.append(stage_result(StageKind.ROLLOUT, iteration, files={"pairs.jsonl": path}, shard=shard))
+        files = {"pairs.jsonl": path}
+        if reached is not None:
+            files["trees.jsonl"] = path.with_name("trees.jsonl")
+            write_jsonl(
+                files["trees.jsonl"], [record(name, (), reached=reached[name]) for name in list(reached)[shard::shards]]
+            )
+        results.append(stage_result(StageKind.ROLLOUT, iteration, files=files, shard=shard))
     return results
 
 

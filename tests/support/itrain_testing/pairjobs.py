@@ -51,7 +51,7 @@ def pair_job(
 ) -> TrainJob:
     """11 pairs in global batches of 4, with dropout and gradient checkpointing, so that all random state matters."""
     pairs = make_pairs(11)
-    trees = tree_numbers(pairs)
+    trees = tree_numbers([pair.lineage.sample_id for pair in pairs])
     order = plan_tree_order(trees, epochs=epochs, max_steps=0, global_batch=BATCH, seed=3)
     folder.mkdir(parents=True, exist_ok=True)
     return TrainJob(

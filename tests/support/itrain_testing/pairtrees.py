@@ -31,14 +31,16 @@ def random_tree(
 
 
 def with_truth(rng: random.Random, tree: list[PairRow], *, longest: int = 9, words: range = WORDS) -> list[PairRow]:
-    """The same pairs with one right answer to their prompt; in half of the trees it goes along some chosen step."""
+    """The same pairs with one right answer to their prompt, in half of the trees along some chosen step. In a third of
+    the trees a row of the answer alone stands beside them."""
     prompt = min((pair.context_ids for pair in tree), key=len)
     prompt = prompt[: rng.randrange(1, len(prompt) + 1)]
     truth = _step(rng, longest, words)
     if rng.random() < 0.5:
         pair = rng.choice(tree)
         truth = (*pair.context_ids[len(prompt) :], *pair.chosen_ids, *truth)
-    return [replace(pair, prompt_ids=prompt, truth_ids=truth) for pair in tree]
+    alone = [PairRow(prompt_ids=prompt, truth_ids=truth)] if rng.random() < 0.3 else []
+    return [*(replace(pair, prompt_ids=prompt, truth_ids=truth) for pair in tree), *alone]
 
 
 def _step(rng: random.Random, longest: int, words: range) -> tuple[int, ...]:

@@ -41,13 +41,7 @@ def upstream_results(
     for shard in range(score_shards):
         path = folder / f"scores-{shard}.jsonl"
         rows = [
-            ScoredExample(
-                id=e.id,
-                perplexity=100.0 - n,
-                tokens=len(e.answer_ids),
-                has_call=e.has_call,
-                logprobs=(-0.1,) * len(e.answer_ids),
-            )
+            ScoredExample(id=e.id, perplexity=100.0 - n, tokens=len(e.answer_ids), has_call=e.has_call)
             for n, e in enumerate(examples)
             if n % score_shards == shard
         ]

@@ -112,7 +112,6 @@ def shown_trees(iterations: Sequence[int] = (1, 2)) -> tuple[ShownTree, ...]:
         node(0, "[book_table(", visits=4, q=-0.55, prior=0.6, standing="wrong"),
         node(1, "name='Da Enzo', people=2)]", visits=4, q=-0.55, reward=-0.55, ending="stop", standing="wrong"),
         node(0, "[reserve(place='Da Enzo", visits=2, q=-1.0, prior=0.4, reward=-1.0, ending="length", standing="wrong"),
-        node(0, "[reserve_table(place='Da Enzo')]", q=1.0, prior=0.1, reward=1.0, ending="stop", standing="given"),
     )
     same = (
         node(-1, "", visits=3, q=1.0),

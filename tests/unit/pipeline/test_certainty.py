@@ -150,42 +150,6 @@ def test_every_certain_pair_is_right_and_wrong_by_the_set_of_right_answers_itsel
     assert found > 30
 
 
-def test_the_truth_becomes_a_path_where_no_sample_was_right_and_only_there() -> None:
-    added = 0
-    for number in range(60):
-        answers = sampled_answers(f"s{number}")
-        search = grow(f"s{number}", {answers[0]}, Levers())
-        before = [node.answer_ids() for node in search.root.walk()]
-        assert search.add_truth(answers[0], [-0.5] * len(answers[0])) == 0, "a sample was right"
-        assert [node.answer_ids() for node in search.root.walk()] == before
-
-        missed = (*answers[0][:-1], 1)
-        if missed in answers:
-            continue
-        search = grow(f"s{number}", {missed}, Levers())
-        if search.root.right:
-            continue
-        before = [node.answer_ids() for node in search.root.walk()]
-        new = search.add_truth(missed, [-0.5] * len(missed))
-        given = [node for node in search.root.walk() if node.given]
-        assert len(given) == new > 0
-        assert [node.answer_ids() for node in search.root.walk() if not node.given] == before
-        assert all(missed[: len(node.answer_ids())] == node.answer_ids() and node.right for node in given)
-        assert given[-1].terminal
-        assert (given[-1].reward, given[-1].mean_logprob) == (1.0, -0.5)
-        anything = RolloutStage(min_gap=0.0, max_overlap=1.0, min_best=-1.0, pairs_per_node=8, pairs_per_tree=100)
-        pairs = step_pairs(search.root, anything, str, certain=True)
-        assert pairs
-        assert all(missed[: len(pair.best.answer_ids())] == pair.best.answer_ids() for pair in pairs)
-        assert all(not pair.worst.given for pair in pairs)
-        assert given[-1].visits == 1
-        assert sum(node.visits for node in search.root.walk() if node.ending) == search.root.visits
-        added += 1
-    assert added > 30
-    free = grow("s1", None, Levers())
-    assert free.add_truth((1, 2, 1), [-0.5] * 3) == 0, "nothing is certain"
-
-
 def test_nothing_is_asked_for_below_what_is_wrong() -> None:
     for number in range(40):
         answers = sampled_answers(f"s{number}")

@@ -345,38 +345,6 @@ def test_a_store_that_fails_ends_the_stage_and_loses_nothing_that_was_saved(
     assert resumed.outputs["pairs.jsonl"].read_bytes() == whole.outputs["pairs.jsonl"].read_bytes()
 
 
-@pytest.mark.parametrize("method", ["mcts", "bestOfN", "firstDivergence"])
-def test_where_no_sample_is_right_the_sample_s_own_answer_is_preferred(
-    tmp_path: Path, examples: list[Example], results: list[StageResult], method: str
-) -> None:
-    never_right = [
-        dataclasses.replace(example, answer=f"{example.answer[:1]}zz{example.answer[1:]}") for example in examples
-    ]
-    made = rollout_input({**STAGE, "method": method})
-    without = run(answers_to(never_right), folder_ports(tmp_path / "without", results), made)
-    assert without.counters["pairs"] == without.counters["given_steps"] == 0
-    output = run(
-        answers_to(never_right),
-        folder_ports(tmp_path / "with", results),
-        rollout_input({**STAGE, "method": method, "groundTruth": "missed"}),
-    )
-    pairs = pairs_of(output)
-    by_id = {example.id: example for example in examples}
-    assert len({pair.lineage.sample_id for pair in pairs}) == ROWS
-    for pair in pairs:
-        answer = by_id[pair.lineage.sample_id].answer_ids
-        better = (*pair.shared_ids, *pair.chosen_ids)
-        assert pair.given
-        assert answer[: len(better)] == better
-        assert pair.lineage.sampling["ground_truth"] == "missed"
-    assert output.counters["given_steps"] >= ROWS
-    spent = ("requests", "prompt_tokens", "decoded_tokens", "nodes", "limit_tokens")
-    assert {name: output.counters[name] for name in spent} == {name: without.counters[name] for name in spent}
-    for tree in trees_of(output):
-        assert tree["best_reward"] < 1, "the record tells of what was sampled"
-        assert "given" in {node["standing"] for node in tree["drawn"]}
-
-
 @pytest.mark.parametrize("method", ["bestOfN", "firstDivergence"])
 def test_the_baselines_spend_the_same_completions_on_the_root(
     tmp_path: Path, examples: list[Example], results: list[StageResult], method: str

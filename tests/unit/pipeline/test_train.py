@@ -130,7 +130,7 @@ def adapter_weights(model_dir: Path, adapter: Path) -> list[torch.Tensor]:
 def test_the_first_step_is_adamw_on_the_mean_over_the_pairs_of_the_global_batch(start: Start, tmp_path: Path) -> None:
     """Worked pair by pair without a trainer; three pairs, so that the last micro batch is not full."""
     pairs = start.pairs(3)
-    stage = {"epochs": 1, "warmupRatio": 0.0, "nllWeight": 0.2, "answerNllWeight": 0.7}
+    stage = {"epochs": 1, "warmupRatio": 0.0, "nllWeight": 0.2, "answerNllWeight": 0.7, "answers": "pairs"}
     output = train(tmp_path, start, pairs, stage)
     answers = {example.id: example.answer_ids for example in make_examples(2)}
     model = continue_adapter(load_model(start.model_dir, precision="fp32"), start.adapter, trainable=True)
@@ -162,15 +162,43 @@ def test_an_answer_that_is_too_long_leaves_its_pairs_out_and_an_unknown_sample_i
         *rollout_results(tmp_path / "rollout", pairs),
     ]
     upstream = FolderUpstream(results, tmp_path / "scratch")
-    stage = TrainStage(answer_nll_weight=1.0, max_length=most)
+    stage = TrainStage(answer_nll_weight=1.0, answers="pairs", max_length=most)
     assert merge_pairs(1, stage, upstream).too_long == len(of_first)
     assert merge_pairs(1, TrainStage(max_length=most), upstream).too_long == 0
     unknown = [
         prepare_result(tmp_path / "one", start.model_dir, [long]),
         *rollout_results(tmp_path / "again", pairs),
     ]
-    with pytest.raises(DataError, match=r"pairs\.jsonl names 1 samples that train\.jsonl lacks, the first is row-001"):
+    with pytest.raises(DataError, match=r"the rollouts name 1 samples that train\.jsonl lacks, the first is row-001"):
         merge_pairs(1, stage, FolderUpstream(unknown, tmp_path / "again"))
+
+
+def test_samples_that_the_search_missed_are_trained_on_by_their_answers(start: Start, tmp_path: Path) -> None:
+    pairs, missed = start.pairs(4), {"row-003": False, "row-002": False, "row-000": True, "row-001": None}
+    for name in ("with", "without", "alone"):
+        (tmp_path / name).mkdir()
+    ports = {
+        name: folder_ports(
+            tmp_path / name,
+            [
+                prepare_result(tmp_path / name, start.model_dir, make_examples(5)),
+                start.warmed,
+                *rollout_results(tmp_path / name / "rollout", [] if name == "alone" else pairs, reached=missed),
+            ],
+        )
+        for name in ("with", "without", "alone")
+    }
+    stage = {**STAGE, "answerNllWeight": 1.0, "epochs": 6}
+    found = run(learning_input(StageKind.TRAIN, stage, iteration=1), ports["with"])
+    assert found.counters.items() >= {"pairs": 4.0, "missed": 2.0, "steps": 9.0}.items()
+    assert found.message == "9 steps over 4 pairs and 2 answers that no sample had"
+    assert found.metrics["train/answer_logprob"] > found.metrics["train/answer_logprob_first"]
+    without = run(learning_input(StageKind.TRAIN, {**stage, "answers": "pairs"}, iteration=1), ports["without"])
+    assert without.counters.items() >= {"pairs": 4.0, "missed": 0.0, "steps": 6.0}.items()
+    alone = run(learning_input(StageKind.TRAIN, stage, iteration=1), ports["alone"])
+    assert alone.counters.items() >= {"pairs": 0.0, "missed": 2.0, "steps": 3.0}.items()
+    assert "train/reward_margin" not in alone.metrics, "nothing was preferred"
+    assert alone.metrics["train/answer_logprob"] > alone.metrics["train/answer_logprob_first"]
 
 
 def mean_logprob(model: Any, context: Any, step: Any) -> torch.Tensor:

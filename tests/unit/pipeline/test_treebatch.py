@@ -91,7 +91,7 @@ def test_loss_and_gradients_are_those_of_two_rows_per_pair_and_of_trl_on_random_
 @pytest.mark.parametrize("form", ["tree", "pair"])
 def test_metrics_weights_and_the_nll_terms_are_those_of_separate_rows(policy: Any, form: Any, seed: int) -> None:
     rng = random.Random(seed)
-    tree = with_truth(rng, random_tree(rng, prompt=9, pairs=4))
+    tree = [*with_truth(rng, random_tree(rng, prompt=9, pairs=3))[:3], PairRow(prompt_ids=(8, 9), truth_ids=(11, 12))]
     with_nll = SimpoSettings(beta=2.5, gamma=0.5, nll_weight=0.3, answer_nll_weight=0.7)
     rows = [tree] if form == "tree" else [[pair] for pair in tree]
     batch = PassCollator(form=form)([rows])
@@ -106,7 +106,7 @@ def test_metrics_weights_and_the_nll_terms_are_those_of_separate_rows(policy: An
 
 def test_the_answer_term_is_the_right_answer_s_mean_nll_and_a_batch_without_answers_has_none(policy: Any) -> None:
     rng = random.Random(8)
-    tree = with_truth(rng, random_tree(rng, prompt=9, pairs=2))
+    tree = with_truth(rng, random_tree(rng, prompt=9, pairs=2))[:2]
     settings = SimpoSettings(beta=2.5, gamma=0.5, answer_nll_weight=0.7)
     losses, metrics = pass_losses(policy, policy, TreeCollator()([tree]), settings)
     plain, _ = pass_losses(policy, policy, TreeCollator()([tree]), SETTINGS)
@@ -120,6 +120,20 @@ def test_the_answer_term_is_the_right_answer_s_mean_nll_and_a_batch_without_answ
         losses, metrics = pass_losses(policy, policy, PassCollator(form=form)([[[PADDING_PAIR]]]), settings)
         assert losses.isfinite().all()
         assert metrics["answer_logprob"].tolist() == [0.0]
+
+
+def test_a_row_of_an_answer_alone_has_its_term_and_prefers_nothing(policy: Any) -> None:
+    settings = SimpoSettings(beta=2.5, gamma=0.5, nll_weight=0.3, answer_nll_weight=0.7)
+    row = PairRow(prompt_ids=(8, 9), truth_ids=(11, 12, 2))
+    for form in ("tree", "separate"):
+        batch = PassCollator(form=form)([[[row]]])
+        losses, metrics = pass_losses(policy, policy, batch, settings)
+        assert torch.allclose(losses, -0.7 * metrics["answer_logprob"])
+        assert metrics["answer_logprob"].item() < 0
+        assert {name: value.item() for name, value in metrics.items() if name != "answer_logprob"} == dict.fromkeys(
+            ("pairs", "reward_margin", "reward_accuracy", "chosen_logprob", "rejected_logprob"), 0.0
+        )
+        assert gradients(policy, losses.mean()).abs().max().item() > 0
 
 
 def test_a_batch_in_which_only_some_pairs_have_an_answer_is_refused() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from itrain_pipeline.learn.collate import PairRow
 from itrain_pipeline.learn.passes import Budget, RowForm, naive_tokens, plan_passes
-from itrain_pipeline.learn.treerow import RowSize, build_tree_row, scored_answers, shared_length
+from itrain_pipeline.learn.treerow import RowSize, answers_of, build_tree_row, scored_answers, shared_length
 from itrain_testing.pairtrees import pair_trees
 
 
@@ -53,6 +53,10 @@ def test_branches_end_where_the_next_begins_and_have_positions_of_their_own() ->
 def test_a_pair_without_context_or_answer_is_refused(bad: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         build_tree_row([pair(*bad)])
+    with pytest.raises(ValueError, match="or a prompt and a right answer"):
+        build_tree_row([PairRow(truth_ids=(1,))])
+    with pytest.raises(ValueError, match="needs pairs"):
+        build_tree_row([])
 
 
 @given(pair_trees(most=1, truths=None))
@@ -61,7 +65,8 @@ def test_each_token_s_ancestors_are_the_row_in_which_it_would_stand_alone(trees:
     row = build_tree_row(pairs)
     for number, found in enumerate(pairs):
         sides = (row.chosen[number], row.rejected[number], row.truths[number])
-        for (context, answer), terms in zip(scored_answers(found), sides, strict=False):
+        assert [bool(terms) for terms in sides] == [answer is not None for answer in answers_of(found)]
+        for (context, answer), terms in zip(scored_answers(found), filter(None, sides), strict=True):
             assert tuple(row.targets[term][1] for term in terms) == answer
             for at, term in enumerate(terms):
                 place = row.predictors[row.targets[term][0]]

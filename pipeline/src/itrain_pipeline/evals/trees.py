@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from itrain_contract.stageio import ArtifactRef, StageResult
 from itrain_contract.stages import StageKind
-from itrain_pipeline.errors import DataError
 from itrain_pipeline.records import Example, from_dict
-from itrain_pipeline.search.treerecord import NodeRecord, TreeRecord, tree_record
+from itrain_pipeline.search.treerecord import NodeRecord, TreeRecord, read_trees
 
 Fetch = Callable[[ArtifactRef], Path]
 
@@ -49,18 +47,8 @@ def collect_records(results: Sequence[StageResult], fetch: Fetch) -> tuple[Searc
     found: dict[int, list[TreeRecord]] = {}
     for result in results:
         if result.kind == StageKind.ROLLOUT and "trees.jsonl" in result.outputs:
-            found.setdefault(result.iteration, []).extend(_records(fetch(result.outputs["trees.jsonl"])))
+            found.setdefault(result.iteration, []).extend(read_trees(fetch(result.outputs["trees.jsonl"])))
     return tuple(Searched(iteration=i, records=tuple(records)) for i, records in sorted(found.items()))
-
-
-def _records(path: Path) -> Iterable[TreeRecord]:
-    known = set(TreeRecord.__dataclass_fields__)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row: Mapping[str, Any] = json.loads(line)
-            yield tree_record({name: value for name, value in row.items() if name in known})
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise DataError(f"trees.jsonl: a row is not a TreeRecord: {error}") from error
 
 
 def collect_trees(searched: Sequence[Searched], results: Sequence[StageResult], fetch: Fetch) -> tuple[ShownTree, ...]:
@@ -92,8 +80,7 @@ def choose(records: Sequence[TreeRecord]) -> list[tuple[Why, TreeRecord]]:
 def _nothing_good(record: TreeRecord) -> bool:
     """No right answer where the ground truth decides, else none that was worth more than nothing."""
     standings = {node.standing for node in record.drawn}
-    missed = "right" not in standings and ("wrong" in standings or record.best_reward <= 0.0)
-    return missed or "given" in standings
+    return "right" not in standings and ("wrong" in standings or record.best_reward <= 0.0)
 
 
 def widest_gap(nodes: Sequence[NodeRecord]) -> float:

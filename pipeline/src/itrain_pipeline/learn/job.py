@@ -41,7 +41,8 @@ class Optimisation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
     """`rows` is a JSON-lines file: [prompt, answer] for `sft`, [context, chosen, rejected] for `simpo`, as ids,
-    where right answers are trained on too [context, chosen, rejected, prompt, answer].
+    where right answers are trained on too [context, chosen, rejected, prompt, answer]: the first three empty where
+    there is nothing to prefer.
 
     `adapter` None means that a new one is created by `adapter_spec` and the seed. `loss` are the keyword arguments of
     the loss. `folder` takes checkpoints and the finished adapter. For `simpo`, `trees` names the tree of each row

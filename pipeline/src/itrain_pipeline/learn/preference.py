@@ -15,12 +15,15 @@ from itrain_pipeline.learn.job import FitResult, TrainJob, with_batches
 from itrain_pipeline.learn.logprobs import row_sums, scored_logprobs
 from itrain_pipeline.learn.order import PADDING, BatchPlan
 from itrain_pipeline.learn.passes import Budget, PassPlan, RowForm, plan_passes
-from itrain_pipeline.learn.simpo import SimpoSettings, watched_losses
+from itrain_pipeline.learn.simpo import ANSWER, PAIRS, SimpoSettings, watched_losses
 from itrain_pipeline.learn.supervision import Supervisor
 from itrain_pipeline.learn.trainer import fit, require_finite, training_arguments
 from itrain_pipeline.learn.treebatch import TreeCollator, answer_logprobs
 from itrain_pipeline.learn.treemask import FLEX_BLOCK
 from itrain_pipeline.learn.treeprobe import usable_form, uses_flex
+
+ROWS = "rows"
+"""Beside `PAIRS`: how many rows figures were summed over."""
 
 
 class PassDataset(torch.utils.data.Dataset[list[list[PairRow]]]):
@@ -83,20 +86,22 @@ class SimpoTrainer(transformers.Trainer):
         return loss
 
     def _add(self, metrics_P: dict[str, torch.Tensor], weights_P: torch.Tensor) -> None:
-        for name, values_P in {**metrics_P, "pairs": torch.ones_like(weights_P)}.items():
+        for name, values_P in {**metrics_P, ROWS: torch.ones_like(weights_P)}.items():
             total = (values_P.detach().float() * weights_P).sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means over the pairs since the last entry; `loss` of several processes is already their mean."""
+        """Add the means over the pairs since the last entry, none where there were none, and over the rows where these
+        have right answers; `loss` of several processes is already their mean."""
         if self._sums and "loss" in logs:
             names = sorted(self._sums)
             sums = torch.stack([self._sums[name] for name in names])
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, reduction="sum")
             found = dict(zip(names, sums.tolist(), strict=True))
-            pairs = found.pop("pairs")
-            logs |= {name: value / pairs for name, value in found.items()}
+            counts = {name: found.pop(name) for name in (PAIRS, ROWS)}
+            per = {name: counts[ROWS if name == ANSWER else PAIRS] for name in found}
+            logs |= {name: value / per[name] for name, value in found.items() if per[name]}
             self._sums = {}
         super().log(logs, start_time)
 
@@ -115,9 +120,10 @@ def pair_losses(
     forward: Any, model: Any, inputs: Any, settings: SimpoSettings
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The same of a row per answer, as PairCollator makes them."""
-    scored_BT = inputs["scored"]
+    scored_BT, lengths = inputs["scored"], inputs["lengths"]
     logprobs_R = scored_logprobs(forward, model, inputs["input_ids"], inputs["attention_mask"], scored_BT)
-    sums, lengths = row_sums(logprobs_R, scored_BT)
+    sums_B, _ = row_sums(logprobs_R, scored_BT)
+    sums = torch.zeros(len(lengths), dtype=sums_B.dtype, device=sums_B.device).index_add(0, inputs["answers"], sums_B)
     return watched_losses(sums, lengths, len(inputs["weights"]), settings)
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
+PAIRS, ANSWER = "pairs", "answer_logprob"
+"""Of what is watched: whether a row has steps, and the mean logprob of its right answer's tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimpoSettings:
@@ -58,13 +61,17 @@ def watched_losses(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of each of P `pairs` [P], NLL terms included, and what is watched: margin, accuracy, logprobs.
 
-    Sums of logprobs and lengths are [2P], those of the chosen responses first, or [3P], those of right answers last.
+    Sums of logprobs and lengths are [2P], those of the chosen responses first, or [3P], those of right answers last. A
+    pair without steps (lengths 0) has the answer's term alone; `pairs` is 1 for the others, and what is watched of
+    steps is 0 where there are none.
     """
     chosen_P, rejected_P, *truth_P = sums.split(pairs)
     chosen_len_P, rejected_len_P, *truth_len_P = lengths.split(pairs)
+    has_steps_P = (chosen_len_P > 0).float()
+    chosen_len_P, rejected_len_P = chosen_len_P.clamp_min(1), rejected_len_P.clamp_min(1)
     found = simpo_loss(chosen_P, chosen_len_P, rejected_P, rejected_len_P, beta=settings.beta, gamma=settings.gamma)
     chosen_mean_P = chosen_P / chosen_len_P
-    loss_P = found.losses
+    loss_P = found.losses * has_steps_P
     if settings.nll_weight:
         loss_P = loss_P - settings.nll_weight * chosen_mean_P
     truth_mean_P = truth_P[0] / truth_len_P[0] if truth_P else torch.zeros_like(loss_P)
@@ -74,8 +81,9 @@ def watched_losses(
     return loss_P, {
         "reward_margin": margins_P,
         "reward_accuracy": (margins_P > 0).float(),
+        PAIRS: has_steps_P,
         "chosen_logprob": chosen_mean_P,
         "rejected_logprob": rejected_P / rejected_len_P,
         # By the settings, not by the batch: one that only fills up has no answers, and all processes tell the same.
-        **({"answer_logprob": truth_mean_P} if settings.answer_nll_weight else {}),
+        **({ANSWER: truth_mean_P} if settings.answer_nll_weight else {}),
     }

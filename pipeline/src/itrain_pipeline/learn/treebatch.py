@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from itrain_pipeline.learn.chosen import chosen_logprobs
-from itrain_pipeline.learn.collate import PairRow, pad_right
+from itrain_pipeline.learn.collate import PairRow, answers_by_kind, pad_right
 from itrain_pipeline.learn.logprobs import head_on
 from itrain_pipeline.learn.simpo import PairLosses, simpo_loss
 from itrain_pipeline.learn.treemask import model_masks
@@ -34,7 +34,7 @@ class TreeCollator:
     output head is needed, R in all; `target_rows`, `targets` [E]: index among the R and token of every scored
     token; `term_targets`, `term_answers` [M]: which of the E each answer sums up, answer p being the chosen one of
     pair p and P + p the rejected one; `lengths` [2P]: tokens of each answer; `weights` [P]. Where pairs have right
-    answers, all or none, there are P more answers: 2P + p is that of pair p.
+    answers there are P more: 2P + p is that of pair p. A pair without steps has two answers of length 0.
     T is padded to a multiple of `multiple`.
     """
 
@@ -49,19 +49,17 @@ class TreeCollator:
         predicts_BT = torch.zeros(len(rows), width, dtype=torch.bool)
         target_rows: list[int] = []
         targets: list[int] = []
-        answers: tuple[list[list[int]], ...] = ([], [], [])
+        answers: list[tuple[list[int], list[int], list[int]]] = []
         heads = 0
         for number, row in enumerate(rows):
             predicts_BT[number, list(row.predictors)] = True
-            for side, named in zip(answers, (row.chosen, row.rejected, row.truths), strict=True):
-                side += [[len(targets) + target for target in answer] for answer in named]
+            for c, r, t in zip(row.chosen, row.rejected, row.truths, strict=True):
+                first = len(targets)
+                answers.append(([first + at for at in c], [first + at for at in r], [first + at for at in t]))
             target_rows += [heads + at for at, _ in row.targets]
             targets += [token for _, token in row.targets]
             heads += len(row.predictors)
-        has_truths = {bool(answer) for answer in answers[2]}
-        if len(has_truths) > 1:
-            raise ValueError("either all pairs of a batch have a right answer or none")
-        scored = [answer for side in answers[: 3 if True in has_truths else 2] for answer in side]
+        scored = answers_by_kind(answers)
         return {
             "input_ids": _filled([row.token_ids for row in rows], self.pad_id, width),
             "position_ids": _filled([row.positions for row in rows], 0, width),

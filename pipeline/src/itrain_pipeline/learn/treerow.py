@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Pair(Protocol):
-    """A context and two answers to it, as token ids; it may also have a prompt and the whole right answer to that."""
+    """A context and two answers to it, as token ids; also, or instead, a prompt and the whole right answer to that."""
 
     @property
     def context_ids(self) -> tuple[int, ...]: ...
@@ -32,10 +32,24 @@ Answer = tuple[tuple[int, ...], tuple[int, ...]]
 """What is not scored, and what is."""
 
 
-def scored_answers(pair: Pair) -> tuple[Answer, ...]:
-    """The chosen step, the rejected one, and the right answer where the pair has one."""
+def answers_of(pair: Pair) -> tuple[Answer | None, Answer | None, Answer | None]:
+    """The chosen step, the rejected one, the right answer; None for what the pair has not.
+
+    Raises ValueError for one that has nothing, one step without the other, or an answer to nothing: its first token
+    would have no prediction.
+    """
     steps = ((pair.context_ids, pair.chosen_ids), (pair.context_ids, pair.rejected_ids))
-    return (*steps, (pair.prompt_ids, pair.truth_ids)) if pair.truth_ids else steps
+    found = (*steps, (pair.prompt_ids, pair.truth_ids))
+    present = [bool(ids) for _, ids in found]
+    if not any(present) or present[0] != present[1] or not all(before for before, ids in found if ids):
+        raise ValueError("a pair needs a context and two answers of at least one token, or a prompt and a right answer")
+    chosen, rejected, truth = (answer if answer[1] else None for answer in found)
+    return chosen, rejected, truth
+
+
+def scored_answers(pair: Pair) -> tuple[Answer, ...]:
+    """Those that the pair has, in this order."""
+    return tuple(answer for answer in answers_of(pair) if answer is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +58,7 @@ class TreeRow:
 
     `predictors` are the places whose predictions are scored, ascending. `targets` are the scored tokens, each once:
     (index in `predictors`, token id). `chosen` and `rejected` give, per pair, the indexes in `targets` of its answer,
-    `truths` those of its right answer; none for a pair without.
+    `truths` those of its right answer; no indexes where the pair has none.
     """
 
     token_ids: tuple[int, ...]
@@ -64,12 +78,12 @@ class TreeRow:
 def build_tree_row(pairs: Sequence[Pair]) -> TreeRow:
     """The row of pairs that share what they share, prompts included; a step or path of two pairs is there once.
 
-    Raises ValueError for a pair without context or with an empty answer: its first token would have no prediction.
+    Raises ValueError without pairs, and what `answers_of` raises.
     """
-    of_pairs = [scored_answers(pair) for pair in pairs]
-    answers = {answer for found in of_pairs for answer in found}
-    if not answers or not all(context and answer for context, answer in answers):
-        raise ValueError("a row needs pairs, each with a context and two answers of at least one token")
+    of_pairs = [answers_of(pair) for pair in pairs]
+    answers = {answer for found in of_pairs for answer in found if answer is not None}
+    if not answers:
+        raise ValueError("a row needs pairs")
     tokens: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
@@ -98,7 +112,10 @@ def build_tree_row(pairs: Sequence[Pair]) -> TreeRow:
     row_of = {place: number for number, place in enumerate(predictors)}
     distinct = sorted({step for steps in scored.values() for step in steps})
     target_of = {target: number for number, target in enumerate(distinct)}
-    terms = [[tuple(target_of[step] for step in scored[answer]) for answer in found] for found in of_pairs]
+    terms = [
+        [() if answer is None else tuple(target_of[step] for step in scored[answer]) for answer in found]
+        for found in of_pairs
+    ]
     return TreeRow(
         token_ids=tuple(tokens),
         positions=tuple(positions),
@@ -107,7 +124,7 @@ def build_tree_row(pairs: Sequence[Pair]) -> TreeRow:
         targets=tuple((row_of[place], token) for place, token in target_of),
         chosen=tuple(found[0] for found in terms),
         rejected=tuple(found[1] for found in terms),
-        truths=tuple(found[2] if len(found) > 2 else () for found in terms),
+        truths=tuple(found[2] for found in terms),
     )
 
 

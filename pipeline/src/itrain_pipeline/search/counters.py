@@ -22,7 +22,6 @@ SUMMED = (
     "memo_hits",
     "duplicate_requests",
     "merged_actions",
-    "given_steps",
     "prompt_tokens",
     "decoded_tokens",
 )
@@ -34,6 +33,8 @@ def tree_counters(records: Sequence[TreeRecord]) -> dict[str, int]:
     reasons = Counter(record.reason for record in records)
     return {
         "trees": len(records),
+        "trees_with_right_answer": sum(record.reached is True for record in records),
+        "trees_missed": sum(record.reached is False for record in records),
         "trees_without_pair": sum(not record.pairs for record in records),
         **{name: sum(getattr(record, name) for record in records) for name in SUMMED},
         "limit_tokens": sum(map(limit_tokens, records)),

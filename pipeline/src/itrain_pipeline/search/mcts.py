@@ -26,7 +26,6 @@ Cut = Callable[[tuple[int, ...]], Steps]
 """Token ids of a whole answer to its steps; they join to the same ids."""
 UNFINISHED_REWARD = -1.0
 """An answer that was cut by its length limit is worth the least; no reward function sees it."""
-TRUTH_REWARD = 1.0
 DELTA = 0.05
 """Q intervals hold with probability 1 - DELTA (Hoeffding, rewards in [-1, 1])."""
 
@@ -110,24 +109,6 @@ class TreeSearch:
         if not self._visit_again(leaf):
             self._begin(leaf)
             await self._grow(leaf)
-
-    def add_truth(self, answer_ids: tuple[int, ...], logprobs: Sequence[float]) -> int:
-        """Thread the ground truth as one more answer of the root, worth 1, where no sample was right; its new nodes.
-
-        Nothing for an answer of which nothing is certain. The steps that it shares with samples are shared; for the
-        others what the samples did instead is the worse step.
-        """
-        if self._oracle.truth is None or self.root.right or not self.root.expanded:
-            return 0
-        known = {id(node) for node in self.root.walk()}
-        end = thread_chain(self.root, self._oracle.cut(answer_ids), logprobs, "stop", depth=self._settings.depth)
-        new = [node for node in end.path() if id(node) not in known]
-        for node in new:
-            node.given = True
-        end.reward = TRUTH_REWARD
-        back_up(end, TRUTH_REWARD)
-        self._mark(end, answer_ids)
-        return len(new)
 
     def _select(self) -> Node:
         settings = self._settings

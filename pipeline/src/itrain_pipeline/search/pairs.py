@@ -77,6 +77,5 @@ def build_pair(pair: StepPair, *, prompt_ids: tuple[int, ...], lineage: Lineage)
         rejected_q=pair.worst.q,
         chosen_visits=pair.best.visits,
         rejected_visits=pair.worst.visits,
-        given=pair.best.given,
         lineage=lineage,
     )

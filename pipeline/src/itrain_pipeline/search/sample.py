@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from itrain_contract.stagespec import RolloutStage
@@ -75,8 +74,6 @@ class SampleSearch:
     turns: Turns = field(default_factory=Turns)
     budget: Budget | None = None
     """None: every tree has its own simulations and no more."""
-    truth_logprobs: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """By sample, of the tokens of its ground truth as the policy scored it: the prior where it becomes a path."""
     form: JudgeForm | None = field(init=False)
     """What all judgements share; None where nobody judges."""
 
@@ -120,13 +117,10 @@ class SampleSearch:
         extra = await self._extra(example, freed, wanted=settings.simulations if reason == "budget" else 0)
         if extra:
             reason = await search.run(extra, stop)
-        nodes = list(search.root.walk())
-        rewards = [node.reward for node in nodes if node.reward is not None]
-        mean_reward, given = search.root.q, 0  # of what was sampled
-        if settings.ground_truth == "missed":
-            given = search.add_truth(example.answer_ids, self.truth_logprobs[example.id])
         found = pairs_of(search.root)
         lineage = self._lineage(example)
+        nodes = list(search.root.walk())
+        rewards = [node.reward for node in nodes if node.reward is not None]
         record = TreeRecord(
             sample_id=example.id,
             reason=reason,
@@ -135,7 +129,7 @@ class SampleSearch:
             expanded=sum(node.expanded for node in nodes),
             answers=len(rewards),
             best_reward=max(rewards),
-            mean_reward=mean_reward,
+            mean_reward=search.root.q,
             pairs=len(found),
             requests=usage.requests,
             judge_calls=judge.calls if judge else 0,
@@ -145,7 +139,7 @@ class SampleSearch:
             memo_hits=judge.hits if judge else 0,
             duplicate_requests=usage.duplicates,
             merged_actions=search.merged_actions,
-            given_steps=given,
+            reached=search.root.right if certain else None,
             retries=usage.retries,
             freed_simulations=freed,
             extra_simulations=extra,
@@ -229,7 +223,6 @@ class SampleSearch:
             sampling={
                 "method": settings.method,
                 "certainty": settings.certainty,
-                "ground_truth": settings.ground_truth,
                 "actions": settings.actions,
                 "simulations": settings.simulations,
                 "temperature": settings.temperature,

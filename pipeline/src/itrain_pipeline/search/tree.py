@@ -35,8 +35,6 @@ class Node:
     """A right answer was sampled through here."""
     wrong: bool = False
     """No right answer begins like this."""
-    given: bool = False
-    """No sample came here: it is a step of the ground truth that was added to the tree."""
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from itrain_pipeline.errors import DataError
 from itrain_pipeline.search.mcts import StopReason
 from itrain_pipeline.search.pairs import StepPair
 from itrain_pipeline.search.puct import sibling_priors
@@ -17,7 +20,7 @@ MAX_TEXT = 240
 """Characters of a step, a question or a truth that a record keeps."""
 
 Role = Literal["", "chosen", "rejected"]
-Standing = Literal["", "right", "wrong", "given"]
+Standing = Literal["", "right", "wrong"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +38,7 @@ class NodeRecord:
     ending: str
     """`stop`, `length`, or empty where no answer ended."""
     standing: Standing
-    """What the ground truth says: on a sampled right answer, the beginning of none, itself where no sample came, or
-    empty for none of these."""
+    """What the ground truth says: on a sampled right answer, the beginning of none, or empty for neither."""
     role: Role
 
 
@@ -68,6 +70,8 @@ class TreeRecord:
     """(prompt, seed) asked for twice: always 0, counted to be seen."""
     merged_actions: int = 0
     """Steps that were sampled again where they stood already."""
+    reached: bool | None = None
+    """Whether a right answer was sampled; None where the ground truth does not decide alone."""
     retries: int = 0
     freed_simulations: int = 0
     extra_simulations: int = 0
@@ -78,8 +82,6 @@ class TreeRecord:
     truth_tokens: int = 0
     """Of the ground truth, where the judge read it."""
     judged: int = 0
-    given_steps: int = 0
-    """Steps of the ground truth that no sample had."""
     judged_tokens: int = 0
     """Different answers that the judge read, and their tokens."""
     question: str = ""
@@ -91,6 +93,18 @@ def tree_record(data: dict[str, Any]) -> TreeRecord:
     """The record that `dataclasses.asdict` turned into JSON."""
     drawn = tuple(NodeRecord(**node) for node in data.get("drawn") or ())
     return TreeRecord(**{**data, "drawn": drawn})
+
+
+def read_trees(path: Path) -> Iterator[TreeRecord]:
+    """The records of a `trees.jsonl`, without fields that this version does not know. DataError for any other row."""
+    known = set(TreeRecord.__dataclass_fields__)
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                row: Mapping[str, Any] = json.loads(line)
+                yield tree_record({name: value for name, value in row.items() if name in known})
+            except (json.JSONDecodeError, TypeError, AttributeError) as error:
+                raise DataError(f"trees.jsonl: a row is not a TreeRecord: {error}") from error
 
 
 def draw(root: Node, pairs: Sequence[StepPair], decode: Callable[[Sequence[int]], str]) -> tuple[NodeRecord, ...]:
@@ -114,17 +128,11 @@ def draw(root: Node, pairs: Sequence[StepPair], decode: Callable[[Sequence[int]]
             prior=round(priors.get(id(node), 1.0), 4),
             reward=None if node.reward is None else round(node.reward, 4),
             ending=node.ending or "",
-            standing=_standing(node),
+            standing="right" if node.right else "wrong" if node.wrong else "",
             role=roles.get(id(node), ""),
         )
         for node in kept
     )
-
-
-def _standing(node: Node) -> Standing:
-    if node.given:
-        return "given"
-    return "right" if node.right else "wrong" if node.wrong else ""
 
 
 def _priors(node: Node) -> list[tuple[Node, float]]:

@@ -57,12 +57,7 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
     model_dir = ports.upstream.fetch_folder(prepare, "model/")
     renderer = load_renderer(model_dir, data.call_format, trust_remote_code=model.trust_remote_code)
     check_template(ports.upstream.fetch(prepare.outputs["manifest.json"]), renderer)
-    scored = {
-        row.id: row
-        for result in ports.upstream.results(StageKind.SCORE, stage_input.iteration)
-        for row in read_jsonl(ports.upstream.fetch(result.outputs["scores.jsonl"]), ScoredExample)
-    }
-    examples = select_examples(stage_input, prepare, scored, ports)
+    examples = select_examples(stage_input, prepare, ports)
     adapter = newest_adapter(ports.upstream)
     levers = Levers()
     if levers.neighbours:
@@ -84,7 +79,6 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
         template_sha256=renderer.template_sha256,
         levers=levers,
         budget=Budget([example.id for example in examples]),
-        truth_logprobs={example.id: scored[example.id].logprobs for example in examples},
     )
     search.engine.load_adapter(f"iteration-{stage_input.iteration}", None if adapter is None else adapter.folder)
     quota = shard_part(settings.max_pairs, ports.shard, stage_input.shards or 1)
@@ -215,18 +209,21 @@ def build_output(
     )
 
 
-def select_examples(
-    stage_input: StageInput, prepare: StageResult, scored: Mapping[str, ScoredExample], ports: Ports
-) -> list[Example]:
+def select_examples(stage_input: StageInput, prepare: StageResult, ports: Ports) -> list[Example]:
     """This shard's part of the selected samples, hardest first."""
+    scored = [
+        row
+        for result in ports.upstream.results(StageKind.SCORE, stage_input.iteration)
+        for row in read_jsonl(ports.upstream.fetch(result.outputs["scores.jsonl"]), ScoredExample)
+    ]
     examples = {e.id: e for e in read_jsonl(ports.upstream.fetch(prepare.outputs["train.jsonl"]), Example)}
-    unknown = sorted(scored.keys() - examples.keys())
+    unknown = sorted(row.id for row in scored if row.id not in examples)
     if unknown:
         raise DataError(f"scores.jsonl names {len(unknown)} samples that train.jsonl lacks, the first is {unknown[0]}")
     selection = stage_input.spec["selection"]
     calls = sum(example.has_call for example in examples.values())
     chosen = select_hardest(
-        list(scored.values()),
+        scored,
         selection["fraction"],
         stratify=selection["stratify"],
         population={True: calls, False: len(examples) - calls},  # later iterations score a pool, not everything

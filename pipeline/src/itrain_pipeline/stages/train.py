@@ -7,13 +7,13 @@ finished first (method document, section 4).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from itrain_contract.spec import AdapterSpec, ModelSpec
-from itrain_contract.stageio import StageInput
+from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import TrainStage
 from itrain_pipeline.errors import ConfigError, DataError
@@ -30,11 +30,12 @@ from itrain_pipeline.learn.job import (
 from itrain_pipeline.learn.order import count_steps, plan_batches, plan_tree_order
 from itrain_pipeline.ports import Ports, StageOutput, Upstream, folder_outputs
 from itrain_pipeline.records import Example, PreferencePair, read_jsonl
+from itrain_pipeline.search.treerecord import read_trees
 from itrain_pipeline.stages.compute import Compute, choose_compute
 
 log = logging.getLogger(__name__)
 
-SHOWN = ("reward_margin", "reward_accuracy", "chosen_logprob")
+SHOWN = ("reward_margin", "reward_accuracy", "chosen_logprob", "answer_logprob")
 
 
 Answers = Mapping[str, Sequence[int]]
@@ -43,11 +44,15 @@ Answers = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """The pairs that fit, merged, and the number of those that do not."""
+    """The pairs that fit, merged, and the number of rows that do not.
+
+    `answers` are the right answers to train on, `missed` the samples of which only the answer is.
+    """
 
     fitting: tuple[PreferencePair, ...]
     too_long: int
     answers: Answers
+    missed: tuple[Example, ...]
 
 
 def run(stage_input: StageInput, ports: Ports) -> StageOutput:
@@ -62,7 +67,7 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     before = newest_adapter(ports.upstream)
     pairs = merge_pairs(stage_input.iteration, stage, ports.upstream)
     check_lineage(pairs, before)
-    if not pairs.fitting:
+    if not pairs.fitting and not pairs.missed:
         if ports.nodes.rank:
             return StageOutput()
         return unchanged(stage_input, before, pairs, ports)
@@ -79,7 +84,10 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
 
 
 def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
-    """All pairs of the completed shards by (sample, pair id); those longer than `maxLength` are counted, never cut."""
+    """All pairs of the completed shards by (sample, pair id), and the samples that only have an answer to teach, by id.
+
+    Those longer than `maxLength` are counted, never cut.
+    """
     results = upstream.results(StageKind.ROLLOUT, iteration)
     if not results:
         raise DataError(f"train of iteration {iteration} has no rollout result upstream")
@@ -90,17 +98,35 @@ def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
     for pair in merged:
         if not pair.chosen_ids or not pair.rejected_ids or not pair.prompt_ids:
             raise DataError(f"pairs.jsonl: pair {pair.id} has an empty prompt or step; both steps need a token")
-    answers = right_answers(merged, upstream) if stage.answer_nll_weight else {}
-    fitting = [pair for pair in merged if pair_length(pair, answers) <= stage.max_length]
-    return Pairs(fitting=tuple(fitting), too_long=len(merged) - len(fitting), answers=answers)
+    missed = missed_samples(results, upstream) if stage.answer_nll_weight and stage.answers == "missed" else ()
+    examples: dict[str, Example] = {}
+    if stage.answer_nll_weight:
+        examples = find_examples({pair.lineage.sample_id for pair in merged} | set(missed), upstream)
+    return fitting_rows(merged, missed, examples, stage.max_length)
 
 
-def right_answers(pairs: Sequence[PreferencePair], upstream: Upstream) -> Answers:
-    """The ground truth of the samples that the pairs are of. DataError for a sample that prepare did not write."""
-    wanted = {pair.lineage.sample_id for pair in pairs}
-    found = {row.id: row.answer_ids for row in training_rows(upstream) if row.id in wanted}
+def fitting_rows(
+    pairs: Sequence[PreferencePair], missed: Sequence[str], examples: Mapping[str, Example], max_length: int
+) -> Pairs:
+    """Pairs and missed samples of which no row is longer than `max_length`, with the answers of `examples`."""
+    answers = {name: example.answer_ids for name, example in examples.items()}
+    fitting = [pair for pair in pairs if pair_length(pair, answers) <= max_length]
+    short = [examples[name] for name in missed if row_length(examples[name]) <= max_length]
+    too_long = len(pairs) - len(fitting) + len(missed) - len(short)
+    return Pairs(fitting=tuple(fitting), too_long=too_long, answers=answers, missed=tuple(short))
+
+
+def missed_samples(results: Sequence[StageResult], upstream: Upstream) -> list[str]:
+    """Samples of which the search could tell a right answer and sampled none, by id."""
+    trees = (upstream.fetch(result.outputs["trees.jsonl"]) for result in results)
+    return sorted(record.sample_id for path in trees for record in read_trees(path) if record.reached is False)
+
+
+def find_examples(wanted: Set[str], upstream: Upstream) -> dict[str, Example]:
+    """Samples by id, as prepare wrote them. DataError for one that it did not write."""
+    found = {row.id: row for row in training_rows(upstream) if row.id in wanted}
     if unknown := sorted(wanted - found.keys()):
-        raise DataError(f"pairs.jsonl names {len(unknown)} samples that train.jsonl lacks, the first is {unknown[0]}")
+        raise DataError(f"the rollouts name {len(unknown)} samples that train.jsonl lacks, the first is {unknown[0]}")
     return found
 
 
@@ -125,6 +151,15 @@ def pair_length(pair: PreferencePair, answers: Answers) -> int:
     return len(pair.prompt_ids) + max(step, len(answers.get(pair.lineage.sample_id, ())))
 
 
+def row_length(example: Example) -> int:
+    return len(example.prompt_ids) + len(example.answer_ids)
+
+
+def answer_row(example: Example) -> tuple[Sequence[int], ...]:
+    """A row that prefers nothing."""
+    return (), (), (), example.prompt_ids, example.answer_ids
+
+
 def training_row(pair: PreferencePair, answers: Answers = MappingProxyType({})) -> tuple[Sequence[int], ...]:
     """(context, chosen, rejected), and where answers are trained on (…, prompt, answer). The shared steps are context
     and not scored (trap 2); a step stays as it was sampled, without an end of turn after it (trap 3)."""
@@ -144,7 +179,7 @@ def build_job(
     from itrain_pipeline.learn.launch import process_count
 
     seed = int(stage_input.spec["seed"]) + stage_input.iteration
-    trees = tree_numbers(pairs.fitting)
+    rows, trees = job_rows(pairs)
     order = plan_tree_order(
         trees, epochs=stage.epochs, max_steps=stage.max_steps, global_batch=stage.global_batch, seed=seed
     )
@@ -178,7 +213,7 @@ def build_job(
         model=model_dir,
         adapter=None if before is None else before.folder,
         adapter_spec=AdapterSpec.model_validate(stage_input.spec["adapter"]),
-        rows=write_rows(ports.scratch / "rows.jsonl", [training_row(pair, pairs.answers) for pair in pairs.fitting]),
+        rows=write_rows(ports.scratch / "rows.jsonl", rows),
         order=order,
         folder=ports.scratch / "train",
         how=how,
@@ -203,10 +238,16 @@ def loss_settings(stage: TrainStage) -> dict[str, float]:
     return {name: getattr(stage, name) for name in names}
 
 
-def tree_numbers(pairs: Sequence[PreferencePair]) -> tuple[int, ...]:
-    """The tree of each pair, numbered as they come: a sample has one."""
+def job_rows(pairs: Pairs) -> tuple[list[tuple[Sequence[int], ...]], tuple[int, ...]]:
+    """The job's rows, those of pairs first, and their trees."""
+    rows = [*(training_row(pair, pairs.answers) for pair in pairs.fitting), *map(answer_row, pairs.missed)]
+    return rows, tree_numbers([*(pair.lineage.sample_id for pair in pairs.fitting), *(row.id for row in pairs.missed)])
+
+
+def tree_numbers(samples: Sequence[str]) -> tuple[int, ...]:
+    """The tree of each row, by its sample, numbered as they come: a sample has one."""
     numbers: dict[str, int] = {}
-    return tuple(numbers.setdefault(pair.lineage.sample_id, len(numbers)) for pair in pairs)
+    return tuple(numbers.setdefault(sample, len(numbers)) for sample in samples)
 
 
 def unchanged(stage_input: StageInput, before: Adapter | None, pairs: Pairs, ports: Ports) -> StageOutput:
@@ -246,7 +287,8 @@ def build_output(
         first, last = result.log[0], result.log[-1]
         metrics = {"train/loss_first": first["loss"], "train/loss": last["loss"]}
         for name in SHOWN:
-            metrics |= {f"train/{name}_first": first[name], f"train/{name}": last[name]}
+            if values := [row[name] for row in result.log if name in row]:  # a step may have no pair in it
+                metrics |= {f"train/{name}_first": values[0], f"train/{name}": values[-1]}
     metrics |= {f"train/{name}": value for name, value in result.figures.items()}
     return StageOutput(
         metrics=metrics,
@@ -256,6 +298,7 @@ def build_output(
         },
         counters={
             "pairs": float(len(pairs.fitting)),
+            "missed": float(len(pairs.missed)),
             "too_long": float(pairs.too_long),
             "steps": float(result.steps),
             "skipped_steps": float(result.skipped_steps),
@@ -273,5 +316,6 @@ def build_output(
             "adapter_before": "" if before is None else before.sha256,
             "adapter_sha256": adapter_sha256(result.adapter),
         },
-        message=f"{result.steps} steps over {len(pairs.fitting)} pairs",
+        message=f"{result.steps} steps over {len(pairs.fitting)} pairs"
+        + (f" and {len(pairs.missed)} answers that no sample had" if pairs.missed else ""),
     )

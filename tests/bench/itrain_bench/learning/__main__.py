@@ -60,7 +60,7 @@ class Size:
     answer_nll_weight: float = 1.0
     beta: float = 2.5
     gamma: float = 0.5
-    ground_truth: Literal["never", "missed"] = "missed"
+    answers: Literal["pairs", "missed"] = "missed"
     pairs_per_tree: int = 4
     temperature: float = 1.0
     fraction: float = 0.10
@@ -76,7 +76,6 @@ class Size:
                 reward="rule",
                 temperature=self.temperature,
                 max_answer_tokens=128,
-                ground_truth=self.ground_truth,
                 pairs_per_tree=self.pairs_per_tree,
             ),
             train=TrainStage(
@@ -84,6 +83,7 @@ class Size:
                 max_steps=self.iteration_steps,
                 nll_weight=self.nll_weight,
                 answer_nll_weight=self.answer_nll_weight,
+                answers=self.answers,
                 beta=self.beta,
                 gamma=self.gamma,
                 quantization="none",
@@ -188,7 +188,7 @@ def searched(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> Figures:
     return {
         f"{arm}_{name}": sum(one[arm][name] for one in found)
         for arm in found[0]
-        for name in ("trees", "sampled", "pairs", "decoded")
+        for name in ("trees", "sampled", "missed", "pairs", "decoded")
         if name in found[0][arm]
     }
 

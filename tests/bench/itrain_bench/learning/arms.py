@@ -13,6 +13,7 @@ from itrain_contract.stagespec import RolloutStage, ScoreStage, TrainStage
 from itrain_pipeline.data.selection import select_hardest
 from itrain_pipeline.learn.order import plan_order
 from itrain_pipeline.records import Example, ScoredExample
+from itrain_pipeline.stages.train import fitting_rows
 
 BUCKETS: Final = ("easy", "medium", "hard")
 SEARCHES: Final = {"iteration": "mcts", "best_of_n": "bestOfN", "no_search": "firstDivergence"}
@@ -129,14 +130,21 @@ class Seed:
     def _searched(
         self, settings: RolloutStage, iteration: int, before: Path, hardest: list[Example], folder: Path
     ) -> tuple[Path, dict[str, Any]]:
-        scored = self.scored[before]
-        pairs, decoded = self.learner.search(hardest, scored, settings, adapter=before, iteration=iteration)
-        told = {"pairs": len(pairs), "decoded": decoded, "sampled": len({pair.lineage.sample_id for pair in pairs})}
-        if not pairs:
-            return before, told
+        searched, decoded = self.learner.search(hardest, settings, adapter=before, iteration=iteration)
+        pairs = [pair for sample in searched for pair in sample.pairs]
         stage = self.method.train
-        answers = {example.id: example.answer_ids for example in hardest} if stage.answer_nll_weight else {}
-        return self.learner.simpo(pairs, stage, answers=answers, before=before, folder=folder), told
+        taught = {example.id: example for example in hardest} if stage.answer_nll_weight else {}
+        missed = [sample.record.sample_id for sample in searched if sample.record.reached is False]
+        told = {
+            "pairs": len(pairs),
+            "decoded": decoded,
+            "sampled": sum(bool(sample.pairs) for sample in searched),
+            "missed": len(missed),
+        }
+        rows = fitting_rows(pairs, missed if taught and stage.answers == "missed" else [], taught, stage.max_length)
+        if not rows.fitting and not rows.missed:
+            return before, told
+        return self.learner.simpo(rows, stage, before=before, folder=folder), told
 
     def _sft(self, rows: Sequence[Example], order: Sequence[int], before: Path | None, folder: Path) -> Path:
         return self.learner.sft(rows, order, rate=self.method.sft_rate, before=before, folder=folder)

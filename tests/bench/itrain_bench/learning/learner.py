@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from itrain_pipeline.learn.job import Optimisation, TrainJob, write_rows
 from itrain_pipeline.learn.loading import load_model
 from itrain_pipeline.learn.order import count_steps, plan_batches, plan_tree_order
 from itrain_pipeline.learn.perplexity import CPU_BATCH_TOKENS, plan_token_batches, score_batch
-from itrain_pipeline.records import Example, PreferencePair, ScoredExample
+from itrain_pipeline.records import Example, ScoredExample
 from itrain_pipeline.search.budget import Budget
 from itrain_pipeline.search.forest import Forest
 from itrain_pipeline.search.order import neighbours
 from itrain_pipeline.search.sample import SampleSearch, SearchedSample
 from itrain_pipeline.stages.rollout import Pace, build_language
-from itrain_pipeline.stages.train import loss_settings, training_row, tree_numbers
+from itrain_pipeline.stages.train import Pairs, job_rows, loss_settings
 
 MICRO_ROWS = 4
 MODEL_LEN = 2048
@@ -69,25 +69,15 @@ class Learner:
         rows = [(example.prompt_ids, example.answer_ids) for example in examples]
         return self._fit("sft", rows, order, rate=rate, before=before, folder=folder)
 
-    def simpo(
-        self,
-        pairs: Sequence[PreferencePair],
-        stage: TrainStage,
-        *,
-        answers: Mapping[str, Sequence[int]],
-        before: Path | None,
-        folder: Path,
-    ) -> Path:
-        """An adapter trained on the pairs as the train stage does it, `stage.max_steps` steps; `answers` are the right
-        ones by sample, none where only steps are trained on."""
-        ordered = sorted(pairs, key=lambda pair: (pair.lineage.sample_id, pair.id))
-        trees = tree_numbers(ordered)
+    def simpo(self, pairs: Pairs, stage: TrainStage, *, before: Path | None, folder: Path) -> Path:
+        """An adapter trained on the pairs as the train stage does it, `stage.max_steps` steps."""
+        rows, trees = job_rows(pairs)
         order = plan_tree_order(
             trees, epochs=stage.epochs, max_steps=stage.max_steps, global_batch=self.batch, seed=self.seed
         )
         return self._fit(
             "simpo",
-            [training_row(pair, answers) for pair in ordered],
+            rows,
             order,
             rate=stage.learning_rate,
             before=before,
@@ -171,25 +161,14 @@ class Learner:
         return [found[example.id] for example in examples]
 
     def search(
-        self,
-        examples: Sequence[Example],
-        scored: Sequence[ScoredExample],
-        settings: RolloutStage,
-        *,
-        adapter: Path | None,
-        iteration: int,
-    ) -> tuple[list[PreferencePair], int]:
-        """The pairs of the forest as the rollout stage grows it, and the tokens that were decoded for them."""
-        return asyncio.run(self._search(examples, scored, settings, adapter, iteration))
+        self, examples: Sequence[Example], settings: RolloutStage, *, adapter: Path | None, iteration: int
+    ) -> tuple[list[SearchedSample], int]:
+        """The forest as the rollout stage grows it, in the samples' order, and the tokens that were decoded for it."""
+        return asyncio.run(self._search(examples, settings, adapter, iteration))
 
     async def _search(
-        self,
-        examples: Sequence[Example],
-        scored: Sequence[ScoredExample],
-        settings: RolloutStage,
-        adapter: Path | None,
-        iteration: int,
-    ) -> tuple[list[PreferencePair], int]:
+        self, examples: Sequence[Example], settings: RolloutStage, adapter: Path | None, iteration: int
+    ) -> tuple[list[SearchedSample], int]:
         engine = open_engine("transformers", self.model, dtype="fp32", max_model_len=MODEL_LEN)
         engine.load_adapter(f"iteration-{iteration}", adapter)
         ordered = neighbours(examples)
@@ -202,19 +181,18 @@ class Learner:
             adapter_sha256="" if adapter is None else adapter_sha256(adapter),
             template_sha256=self.renderer.template_sha256,
             budget=Budget([example.id for example in ordered]),
-            truth_logprobs={row.id: row.logprobs for row in scored},
         )
-        pairs: list[PreferencePair] = []
+        found: dict[str, SearchedSample] = {}
 
-        def finished(_: Example, sample: SearchedSample) -> None:
-            pairs.extend(sample.pairs)
+        def finished(example: Example, sample: SearchedSample) -> None:
+            found[example.id] = sample
 
         forest: Forest[Example, SearchedSample] = Forest(
             search.run, in_flight=Pace(search, ordered), max_failed=0, stats=search.stats, stop=NoStop()
         )
         try:
             await forest.grow(ordered, on_result=finished)
-            return pairs, engine.counters().decoded
+            return [found[name] for name in sorted(found)], engine.counters().decoded
         finally:
             await engine.aclose()
 
