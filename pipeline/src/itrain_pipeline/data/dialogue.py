@@ -10,6 +10,8 @@ from typing import Any, Final
 from itrain_pipeline.records import Role, ToolCall
 
 Row = Mapping[str, Any]
+ROW_BYTES: Final = 16 << 20
+"""Of one row as JSON: twice what the longest `maxLength` can hold."""
 
 
 class RowError(ValueError):
@@ -41,11 +43,13 @@ class Dialogue:
 
 
 def check_text(row: Row) -> None:
-    """Every value must be JSON that UTF-8 can hold: no NaN, no infinity, no half surrogate pair."""
+    """Every value must be JSON that UTF-8 can hold: no NaN, no infinity, no half surrogate pair; and not too much."""
     try:
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+        size = len(json.dumps(row, ensure_ascii=False, allow_nan=False).encode())
     except (ValueError, TypeError, RecursionError) as error:
         raise RowError("bad_value", str(error)[:200]) from error
+    if size > ROW_BYTES:
+        raise RowError("too_large", f"the row has {size} bytes, allowed are {ROW_BYTES}")
 
 
 def read_tools(values: Sequence[Any]) -> tuple[dict[str, Any], ...]:

@@ -7,7 +7,9 @@ its own reason: the turns before it are still good.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -30,6 +32,10 @@ from itrain_pipeline.data.dialogue import (
 from itrain_pipeline.records import Role
 from itrain_pipeline.toolcalls.literals import LiteralError
 from itrain_pipeline.toolcalls.parse import json_call, parse
+
+MAX_TRIES: Final = 100
+"""Places of a system text at which a list of tools is looked for."""
+_TOOLS: Final = re.compile(r"\[(?=\s*+[{\]])")
 
 
 def read_dialogue(row: object, data_format: str) -> Dialogue:
@@ -59,16 +65,14 @@ def _toolace(row: Row) -> Dialogue:
 
 def find_tools(system: str) -> list[Any]:
     """The first JSON list of objects in a system text; an empty list where `[]` stands alone."""
-    at = system.find("[")
-    while at >= 0:
+    for opening in itertools.islice(_TOOLS.finditer(system), MAX_TRIES):
         try:
-            found, _ = json.JSONDecoder().raw_decode(system, at)
+            found, _ = json.JSONDecoder().raw_decode(system, opening.start())
         except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, list) and all(isinstance(tool, dict) for tool in found):
+            continue
+        if all(isinstance(tool, dict) for tool in found):
             check_text({"tools": found})
-            return found
-        at = system.find("[", at + 1)
+            return list(found)
     raise RowError("bad_tools", "the system text holds no JSON list of tools")
 
 

@@ -10,6 +10,7 @@ import atexit
 import functools
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,9 +34,13 @@ from itrain_pipeline.evals.bfcl_data import (
 from itrain_pipeline.evals.errors import ErrorClass, Finding, classify
 from itrain_pipeline.evals.metrics import Rate, Score, bfcl_v3
 from itrain_pipeline.records import Message, ToolCall
+from itrain_pipeline.timelimit import TimeLimitError, time_limit
 
 _CONFIG_MODULE = "bfcl_eval.constants.model_config"
 MODEL_NAME = "itrain"
+CHECK_SECONDS = 5.0
+"""For one answer, which takes less than a millisecond: on some of 150 characters the official regular expressions for
+JavaScript arrays take days."""
 
 
 class _AnyModel(dict[str, types.SimpleNamespace]):
@@ -145,15 +150,18 @@ def _check(item: BfclItem, calls: Sequence[ToolCall]) -> tuple[str | None, str]:
     """(official error type or None, its message). An answer that makes the checker itself fail is a wrong answer."""
     package = official()
     try:
-        verdict = package.ast_checker(
-            list(item.functions),
-            checker_calls(calls, item.category),
-            list(item.possible_answers),
-            package.language(language(item.category)),
-            item.category,
-            MODEL_NAME,
-        )
-    except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        with time_limit(CHECK_SECONDS):
+            verdict = package.ast_checker(
+                list(item.functions),
+                checker_calls(calls, item.category),
+                list(item.possible_answers),
+                package.language(language(item.category)),
+                item.category,
+                MODEL_NAME,
+            )
+    except TimeLimitError:
+        return "checker_raised:time_limit", f"more than {CHECK_SECONDS:g} s"
+    except (ArithmeticError, AttributeError, LookupError, re.error, RuntimeError, TypeError, ValueError) as error:
         return f"checker_raised:{type(error).__name__}", str(error)
     if verdict["valid"]:
         return None, ""

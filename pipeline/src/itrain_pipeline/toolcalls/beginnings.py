@@ -55,7 +55,7 @@ def opens_call(text: str, call_format: str) -> bool:
     """Whether a beginning has gone so far towards a call that it is no plain text any more."""
     start = text.lstrip()
     if call_format == "pythonic":
-        return re.match(r"\[\s*[^()\[\]{}\"\n]+\(", start) is not None
+        return re.match(r"\[\s*+[^()\[\]{}\"\n]++\(", start) is not None
     if call_format == "hermes":
         return start.startswith(OPENERS["hermes"])
     return re.match(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""", start) is not None
@@ -157,7 +157,9 @@ def _number(text: str, at: int, wanted: float) -> int:
     if not found:
         raise _DiffersError
     digits, end = found.group(), found.end()
-    spellings = {str(wanted), f"+{wanted}", str(float(wanted))}
+    spellings = {str(wanted), f"+{wanted}"}
+    if abs(wanted) < 1e308:
+        spellings.add(str(float(wanted)))
     if end == len(text) and any(spelling.startswith(digits) for spelling in spellings):
         raise _EndedError
     try:

@@ -21,6 +21,8 @@ _INLINE_FENCE: Final = re.compile(r"^```(?:\w+[ \t\n])?(.*)```$", re.DOTALL)
 _MARKS: Final = re.compile(r"<\|(?:python_tag|eom_id|eot_id|im_end|end)\|>|</s>")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _JSON_CALL: Final = re.compile(r"""\{\s*["'](?:name|arguments|parameters)["']\s*:""")
+MAX_CHARACTERS: Final = 1 << 18
+"""Of an answer: more than any model writes, and what the slowest text is still read of in seconds."""
 _BLOCK: Final = "<tool_call>"
 _BLOCK_END: Final = "</tool_call>"
 
@@ -44,6 +46,8 @@ def parse(text: str, call_format: str) -> ParseResult:
     """
     if call_format not in _READERS:
         raise ValueError(f"call format {call_format!r}, allowed are {', '.join(_READERS)}")
+    if len(text) > MAX_CHARACTERS:
+        return ParseResult(error=f"the answer has {len(text)} characters, allowed are {MAX_CHARACTERS}")
     if _SURROGATE.search(text):
         return ParseResult(error="the text holds half a UTF-16 surrogate pair")
     if text.lstrip().startswith("<think>") and "</think>" not in text:

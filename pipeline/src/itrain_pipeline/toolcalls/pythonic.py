@@ -14,9 +14,9 @@ from itrain_pipeline.records import ToolCall
 from itrain_pipeline.toolcalls.literals import LiteralError, join_surrogates, read_escape, read_value, skip_space
 
 _NAME: Final = re.compile(r"[^()\[\]{}=\"\n]*")
-_PARAMETER: Final = re.compile(r"\s*([^\s=,(){}\"'][^=,(){}\"'\n]*?)\s*=(?!=)")
+_PARAMETER: Final = re.compile(r"\s*+([^\s=,(){}\"'][^=,(){}\"'\n]*+)\s*+=(?!=)")
 _IDENTIFIER_CALL: Final = re.compile(r"[A-Za-z_][\w.]*\(")
-_ATTEMPT: Final = re.compile(r"\[\s*[^()\[\]{}=\"\n]+\((?:\s*\)\s*[,\]]|[^()\"'\n]*?=)")
+_ATTEMPT: Final = re.compile(r"\[\s*+[^()\[\]{}=\"\n]++\((?:\s*+\)\s*+[,\]]|[^()\"'\n]*?=)")
 _CLOSED: Final = re.compile(r"\s*\)\s*(?:[,;\]]|$)")
 _NEXT_PARAMETER: Final = re.compile(r"\s*,\s*[^\s=,(){}\"'][^=,(){}\"'\n]*?=")
 
@@ -44,7 +44,9 @@ def read_bare_calls(text: str) -> list[ToolCall]:
 
 def looks_like_calls(text: str, at: int) -> bool:
     """Whether the bracket at `at` opens what was meant as calls; prose such as `[1]` or `[see](url)` does not."""
-    return _ATTEMPT.match(text, at) is not None or (at == 0 and re.match(r"\[\s*[^()\[\]{}\"\n]+\(", text) is not None)
+    return _ATTEMPT.match(text, at) is not None or (
+        at == 0 and re.match(r"\[\s*+[^()\[\]{}\"\n]++\(", text) is not None
+    )
 
 
 def _read_calls(text: str, at: int, closing: str) -> tuple[list[ToolCall], int]:
@@ -109,7 +111,7 @@ def _read_arguments(text: str, at: int) -> tuple[dict[str, Any], int]:
             raise LiteralError(
                 f"positional argument {seen!r}, expected parameter=value" if seen else "')' is missing", at
             )
-        name = found.group(1)
+        name = found.group(1).rstrip()
         if name in arguments:
             raise LiteralError(f"parameter {name!r} is given twice", at)
         arguments[name], at = _read_argument(text, found.end())
