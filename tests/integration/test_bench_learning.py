@@ -88,6 +88,10 @@ def test_every_arm_is_judged_on_the_same_tasks_and_an_interrupted_bench_goes_on(
     assert (again["acc_sft"], again["best_sft"]) == (100.0, "sft")
     assert again["acc_more_sft"] == figures["acc_more_sft"]
     assert "iterations over sft" in verdict(again)
+    for arm in ("base", "warmup", "iteration"):
+        name = f"{arm}_1" if arm == "iteration" else arm
+        wrong = json.loads((tmp_path / f"work/seed-1/{name}/found.json").read_text())["right"].count(False)
+        assert sum(int(value) for key, value in figures.items() if key.startswith(f"errors_{arm}_")) == wrong
 
 
 def test_equal_steps_for_all(renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +105,7 @@ def test_equal_steps_for_all(renderer: Renderer, tmp_path: Path, monkeypatch: py
     pool, test = make_pool(renderer, 40, 1, distractors=0), make_test(renderer, 4, distractors=0)
     monkeypatch.setattr(Learner, "_fit", fit)
     monkeypatch.setattr(Learner, "right", lambda self, adapter, examples: [True] * len(examples))
+    monkeypatch.setattr(Learner, "errors", lambda self, adapter, examples: {})
     monkeypatch.setattr(Learner, "loaded", lambda self, adapter: LOADED(self, None))
     monkeypatch.setattr(Learner, "search", lambda *given, **named: ([], 0))
     size = dataclasses.replace(TINY, warmup_steps=5, iteration_steps=3, iterations=2)

@@ -15,8 +15,12 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +32,7 @@ from itrain_bench.learning.tasks import HeldOut, make_pool, make_test, of_kind
 from itrain_bench.training.__main__ import versions
 from itrain_contract.spec import AdapterSpec
 from itrain_contract.stagespec import RolloutStage, ScoreStage, TrainStage
+from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.toolworld import Split
 from itrain_pipeline.quickstart import model_path
 from itrain_pipeline.stages.rendered import load_renderer
@@ -54,14 +59,14 @@ class Size:
     iterations: int
     distractors: int = 0
     batch: int = 16
-    sft_rate: float = 5e-3
-    simpo_rate: float = 3e-4
+    sft_rate: float = 2e-3
+    simpo_rate: float = 2e-3
     nll_weight: float = 0.0
-    answer_nll_weight: float = 1.0
+    answer_nll_weight: float = 10.0
     beta: float = 2.5
     gamma: float = 0.5
     answers: Literal["pairs", "missed"] = "missed"
-    pairs_per_tree: int = 4
+    pairs_per_tree: int = 2
     temperature: float = 1.0
     fraction: float = 0.10
     split: Split = "test"
@@ -92,8 +97,8 @@ class Size:
         )
 
 
-QUICK = Size(seeds=(1,), pool=480, test=1000, warmup_steps=30, iteration_steps=10, iterations=3)
-FULL = Size(seeds=(1, 2, 3), pool=1200, test=1200, warmup_steps=75, iteration_steps=30, iterations=3)
+QUICK = Size(seeds=(1,), pool=1200, test=300, warmup_steps=30, iteration_steps=15, iterations=1)
+FULL = Size(seeds=(1, 2, 3), pool=2400, test=1000, warmup_steps=60, iteration_steps=45, iterations=3)
 
 
 def main() -> int:
@@ -104,23 +109,17 @@ def main() -> int:
         "--set", action="append", default=[], metavar="NAME=JSON", help="another value of a size's field"
     )
     parser.add_argument("--resume", action="store_true", help="keep the arms that an interrupted bench has finished")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: as many as it takes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="seeds at a time, a thread each")
     arguments = parser.parse_args()
     size = changed(QUICK if arguments.quick else FULL, arguments.set)
-    if arguments.threads:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
-    logging.disable(logging.WARNING)
-    begun, begun_cpu = time.monotonic(), time.process_time()
+    begun = time.monotonic()
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(size)).encode()).hexdigest()[:12]
     work = arguments.out.with_suffix("") / digest
     if not arguments.resume:
         shutil.rmtree(work, ignore_errors=True)
     figures: Figures = {**machine(), **versions(), **told(size)}
-    figures |= measure(size, work)
+    figures |= measure(size, work, jobs=arguments.jobs)
     figures["bench_seconds"] = round(time.monotonic() - begun)
-    figures["bench_cpu_seconds"] = round(time.process_time() - begun_cpu)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     say(verdict(figures))
@@ -141,19 +140,36 @@ def changed(size: Size, assignments: Sequence[str]) -> Size:
     return dataclasses.replace(size, **values)
 
 
-def measure(size: Size, work: Path) -> Figures:
-    renderer = load_renderer(model_path(), "pythonic", trust_remote_code=False)
-    test = make_test(renderer, size.test, distractors=size.distractors, split=size.split)
-    found: list[dict[str, dict[str, Any]]] = []
-    for seed in size.seeds:
-        learner = Learner(model=model_path(), renderer=renderer, adapter=AdapterSpec(), seed=seed, batch=size.batch)
-        pool = make_pool(renderer, size.pool, seed, distractors=size.distractors)
-        arms = Seed(
-            learner=learner, method=size.method(), pool=pool, test=test.examples, folder=work / f"seed-{seed}", say=say
-        )
-        found.append(arms.run())
+Found = Mapping[str, Mapping[str, Any]]
+
+
+def measure(size: Size, work: Path, *, jobs: int = 1) -> Figures:
+    """All figures; `jobs` seeds at a time, in processes of one thread each, so that none depends on their number."""
+    with ProcessPoolExecutor(min(jobs, len(size.seeds)), mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(partial(run_seed, size, work), size.seeds))
     right = {arm: [one[arm]["right"] for one in found] for arm in found[0]}
-    return {**summary(right, test, size.iterations), **searched(found)}
+    test = held_out(size, load_renderer(model_path(), "pythonic", trust_remote_code=False))
+    return {**summary(right, test, size.iterations), **searched(found), **failings(found, size.iterations)}
+
+
+def run_seed(size: Size, work: Path, seed: int) -> Found:
+    import torch
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    renderer = load_renderer(model_path(), "pythonic", trust_remote_code=False)
+    return Seed(
+        learner=Learner(model=model_path(), renderer=renderer, adapter=AdapterSpec(), seed=seed, batch=size.batch),
+        method=size.method(),
+        pool=make_pool(renderer, size.pool, seed, distractors=size.distractors),
+        test=held_out(size, renderer).examples,
+        folder=work / f"seed-{seed}",
+        say=say,
+    ).run()
+
+
+def held_out(size: Size, renderer: Renderer) -> HeldOut:
+    return make_test(renderer, size.test, distractors=size.distractors, split=size.split)
 
 
 def summary(right: Right, test: HeldOut, iterations: int) -> Figures:
@@ -183,7 +199,16 @@ def summary(right: Right, test: HeldOut, iterations: int) -> Figures:
     return figures
 
 
-def searched(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> Figures:
+def failings(found: Sequence[Found], iterations: int) -> Figures:
+    """Wrong answers by class, of all seeds: `errors_<arm>_<class>`, for the arms that are compared."""
+    arms = {**{arm: arm for arm in ("base", *PLAIN)}, "hard_sft": f"hard_sft_{iterations}"}
+    arms["iteration"] = f"iteration_{iterations}"
+    counts = {arm: sum((Counter(one[name]["errors"]) for one in found), Counter()) for arm, name in arms.items()}
+    classes = sorted(set().union(*counts.values()))
+    return {f"errors_{arm}_{name}": counts[arm][name] for arm in arms for name in classes}
+
+
+def searched(found: Sequence[Found]) -> Figures:
     """Trees, trees with a pair, pairs and decoded tokens of each searched arm, over all seeds."""
     return {
         f"{arm}_{name}": sum(one[arm][name] for one in found)

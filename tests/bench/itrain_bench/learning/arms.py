@@ -58,7 +58,7 @@ class Seed:
     """Of the warm-up, where several arms begin."""
 
     def run(self) -> dict[str, dict[str, Any]]:
-        """By arm: `right` [tasks], and of arms with pairs the last iteration's `pairs`, `trees` and `decoded`."""
+        """By arm: `right` [tasks], `errors` by class, and of arms with pairs how many, of how many trees."""
         steps, rows = self.method.steps, len(self.pool)
         found = {"warmup": self._judged("warmup", lambda folder: (self._warm_up(folder), {}))}
         before = Path(found["warmup"]["adapter"])
@@ -158,7 +158,8 @@ class Seed:
         folder.mkdir(parents=True, exist_ok=True)
         adapter, more = make(folder)
         right = self.learner.right(adapter, self.test)
-        found = {"adapter": str(adapter or ""), "right": right, **more}
+        wrong = [example for example, hit in zip(self.test, right, strict=True) if not hit]
+        found = {"adapter": str(adapter or ""), "right": right, "errors": self.learner.errors(adapter, wrong), **more}
         kept.write_text(json.dumps(found))
         self.say(f"seed {self.learner.seed} {arm}: {100 * sum(right) / len(right):.1f} % {more or ''}")
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from itrain_contract.spec import AdapterSpec
 from itrain_contract.stagespec import RolloutStage, TrainStage
 from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.engine import open_engine
+from itrain_pipeline.evals.devset import judge_dev
 from itrain_pipeline.learn.adapter import adapter_sha256, continue_adapter
 from itrain_pipeline.learn.collate import length_mask, pad_right
 from itrain_pipeline.learn.fitting import fit_job
@@ -20,6 +22,7 @@ from itrain_pipeline.learn.job import Optimisation, TrainJob, write_rows
 from itrain_pipeline.learn.loading import load_model
 from itrain_pipeline.learn.order import count_steps, plan_batches, plan_tree_order
 from itrain_pipeline.learn.perplexity import CPU_BATCH_TOKENS, plan_token_batches, score_batch
+from itrain_pipeline.ports import SamplingParams
 from itrain_pipeline.records import Example, ScoredExample
 from itrain_pipeline.search.budget import Budget
 from itrain_pipeline.search.forest import Forest
@@ -27,12 +30,16 @@ from itrain_pipeline.search.order import neighbours
 from itrain_pipeline.search.sample import SampleSearch, SearchedSample
 from itrain_pipeline.stages.rollout import Pace, build_language
 from itrain_pipeline.stages.train import Pairs, job_rows, loss_settings
+from itrain_pipeline.toolcalls.parse import parse
 
 MICRO_ROWS = 4
 MODEL_LEN = 2048
 NEVER = 1_000_000
 """Steps between two checkpoints: nothing here is resumed in the middle of a training."""
 WARMUP_RATIO = 0.1
+ANSWER_TOKENS = 128
+OTHER_FORM = "other_form"
+"""Right calls in other tokens than the truth's; the bench counts them as wrong."""
 
 
 class NoStop:
@@ -159,6 +166,27 @@ class Learner:
                     start, stop = len(example.prompt_ids) - 1, len(example.prompt_ids) + len(example.answer_ids) - 1
                     found[example.id] = tuple(best_T[start:stop]) == example.answer_ids
         return [found[example.id] for example in examples]
+
+    def errors(self, adapter: Path | None, examples: Sequence[Example]) -> dict[str, int]:
+        """How many of these tasks are answered wrongly in which way: greedy answers, the report's error classes."""
+        return asyncio.run(self._errors(adapter, examples))
+
+    async def _errors(self, adapter: Path | None, examples: Sequence[Example]) -> dict[str, int]:
+        engine = open_engine("transformers", self.model, dtype="fp32", max_model_len=MODEL_LEN)
+        engine.load_adapter("judged", adapter)
+        params = SamplingParams(
+            seeds=(0,), max_tokens=ANSWER_TOKENS, temperature=0.0, stop_token_ids=(self.renderer.end_of_turn_id,)
+        )
+        try:
+            done = await asyncio.gather(*(engine.generate(example.prompt_ids, params) for example in examples))
+        finally:
+            await engine.aclose()
+        found: Counter[str] = Counter()
+        for example, (completion,) in zip(examples, done, strict=True):
+            answer = parse(self.renderer.answer_text(completion.token_ids), "pythonic")
+            judgement = judge_dev(example, answer)
+            found[judgement.error_class or OTHER_FORM] += 1
+        return dict(found)
 
     def search(
         self, examples: Sequence[Example], settings: RolloutStage, *, adapter: Path | None, iteration: int
