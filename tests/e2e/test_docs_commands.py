@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def test_the_commands_of_a_page_run_as_shown(page: Path, tmp_path: Path) -> None
         if not command.startswith("itrain "):
             continue
         done = subprocess.run(
-            command.split(),
+            shlex.split(command),
             cwd=tmp_path,
             env={**os.environ, "PATH": path},
             capture_output=True,

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from itrain_operator.cli_evaluate import evaluate
-from itrain_pipeline.evaluating import build_parser
+from itrain_pipeline.evaluating.options import build_parser
 
 FAKE = """#!/bin/sh
 printf '%s\\n' "$@" > "$TOLD"

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from itrain_contract.names import ExitCode
-from itrain_pipeline import evaluating
 from itrain_pipeline.evals.asking import Failure
 from itrain_pipeline.evals.endpoint import Kind
 from itrain_pipeline.evals.evaluateview import Meter, Tally, summary_lines
+from itrain_pipeline.evaluating import __main__ as evaluating
 from itrain_pipeline.records import Prediction, read_jsonl
 from itrain_testing.chatserver import Said, chat_server, completion, fault
 from itrain_testing.evaluation import RIGHT, TOOL
@@ -204,6 +204,14 @@ def test_other_questions_of_the_same_name_are_refused(tmp_path: Path, capsys: py
         dev.write_text(dev.read_text().replace("Weather in Rome for 1 ", "Weather in Oslo for 1 "))
         assert evaluate(tmp_path, seen.url, dev=dev) == ExitCode.CONFIG
     assert "questions_sha256" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("a file")
+    with chat_server(right) as seen:
+        assert evaluate(tmp_path, seen.url) == ExitCode.CONFIG
+    assert capsys.readouterr().err == f"itrain: {tmp_path / 'out'}: File exists\n"
+    assert seen.bodies == []
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
