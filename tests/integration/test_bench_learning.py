@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from itrain_bench.learning.__main__ import QUICK, Size, measure, verdict
+from itrain_bench.learning.__main__ import verdict
 from itrain_bench.learning.arms import SEARCHES, Seed
 from itrain_bench.learning.learner import Learner
+from itrain_bench.learning.measure import QUICK, Size, measure
 from itrain_bench.learning.tasks import POOL_RARE, TEST_RARE, make_pool, make_test
 from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.data.rendering import Renderer
