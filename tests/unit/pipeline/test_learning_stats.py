@@ -8,8 +8,8 @@ import random
 import pytest
 
 from itrain_bench.learning.__main__ import changed, verdict
-from itrain_bench.learning.measure import FULL, PLAIN, summary
 from itrain_bench.learning.learner import shuffled
+from itrain_bench.learning.measure import FULL, PLAIN, summary
 from itrain_bench.learning.stats import accuracy, paired_gain, standard_error
 from itrain_bench.learning.tasks import HeldOut, of_kind
 
