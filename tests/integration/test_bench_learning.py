@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from itrain_bench.learning import sweep
 from itrain_bench.learning.__main__ import verdict
 from itrain_bench.learning.arms import SEARCHES, Seed
 from itrain_bench.learning.learner import Learner
@@ -93,6 +94,20 @@ def test_every_arm_is_judged_on_the_same_tasks_and_an_interrupted_bench_goes_on(
         name = f"{arm}_1" if arm == "iteration" else arm
         wrong = json.loads((tmp_path / f"work/seed-1/{name}/found.json").read_text())["right"].count(False)
         assert sum(int(value) for key, value in figures.items() if key.startswith(f"errors_{arm}_")) == wrong
+
+
+def test_the_sweep_changes_one_setting_at_a_time_behind_one_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "VALUES", {"fraction": (0.1,), "simulations": (2,)})
+    size = dataclasses.replace(TINY, split="dev")
+    figures = sweep.sweep(size, ("fraction", "simulations"), tmp_path)
+    assert figures["gain_warmup"] == 0
+    labels = ("as_it_is", "fraction_0.1", "simulations_2")
+    assert figures.keys() >= {f"{kind}_{label}" for kind in ("acc", "gain", "se", "trees", "pairs") for label in labels}
+    assert figures["trees_as_it_is"] == figures["trees_simulations_2"] > figures["trees_fraction_0.1"]
+    kept = sorted(path.parent.name for path in tmp_path.glob("seed-1/*/found.json"))
+    assert kept == sorted(["warmup", *(f"{label}_1" for label in labels)])
 
 
 def test_equal_steps_for_all(renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

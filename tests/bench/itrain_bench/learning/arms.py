@@ -60,7 +60,7 @@ class Seed:
     def run(self) -> dict[str, dict[str, Any]]:
         """By arm: `right` [tasks], `errors` by class, and of arms with pairs how many, of how many trees."""
         steps, rows = self.method.steps, len(self.pool)
-        found = {"warmup": self._judged("warmup", lambda folder: (self._warm_up(folder), {}))}
+        found = {"warmup": self.warmup()}
         before = Path(found["warmup"]["adapter"])
         found |= self._iterate("hard_sft", before, self._hard_sft)
         found |= self._searched_arm("iteration", before)
@@ -73,6 +73,15 @@ class Seed:
         for arm in ("no_search", "best_of_n"):
             found |= self._searched_arm(arm, before, iterations=1)
         return found
+
+    def warmup(self) -> dict[str, Any]:
+        return self._judged("warmup", lambda folder: (self._warm_up(folder), {}))
+
+    def variant(self, name: str, method: Method, before: Path) -> dict[str, Any]:
+        """One iteration behind the warm-up `before`, with other settings than this seed's."""
+        self.method = method
+        settings = method.rollout
+        return self._iterate(name, before, lambda *given: self._searched(settings, *given), 1)[f"{name}_1"]
 
     def _searched_arm(self, arm: str, before: Path, iterations: int = 0) -> dict[str, dict[str, Any]]:
         settings = self.method.rollout.model_copy(update={"method": SEARCHES[arm]})

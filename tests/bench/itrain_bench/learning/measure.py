@@ -52,6 +52,7 @@ class Size:
     gamma: float = 0.5
     answers: Literal["pairs", "missed"] = "missed"
     pairs_per_tree: int = 2
+    simulations: int = 5
     temperature: float = 1.0
     fraction: float = 0.10
     split: Split = "test"
@@ -64,6 +65,7 @@ class Size:
             score=ScoreStage(fraction=self.fraction),
             rollout=RolloutStage(
                 reward="rule",
+                simulations=self.simulations,
                 temperature=self.temperature,
                 max_answer_tokens=128,
                 pairs_per_tree=self.pairs_per_tree,
@@ -99,6 +101,11 @@ def measure(size: Size, work: Path, *, jobs: int = 1) -> Figures:
 
 
 def run_seed(size: Size, work: Path, seed: int) -> Found:
+    return seed_arms(size, work, seed).run()
+
+
+def seed_arms(size: Size, work: Path, seed: int) -> Seed:
+    """The arms of one seed, none of them run. Torch gets one thread in this process."""
     import torch
 
     torch.set_num_threads(1)
@@ -111,7 +118,7 @@ def run_seed(size: Size, work: Path, seed: int) -> Found:
         test=held_out(size, renderer).examples,
         folder=work / f"seed-{seed}",
         say=say,
-    ).run()
+    )
 
 
 def held_out(size: Size, renderer: Renderer) -> HeldOut:
