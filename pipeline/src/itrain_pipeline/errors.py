@@ -12,6 +12,7 @@ Everything that is not a StageError ends with 75 after its traceback is logged (
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from itrain_contract.names import ExitCode
@@ -41,3 +42,8 @@ class RetryableError(StageError):
 
 class Interrupted(StageError):  # noqa: N818  (a request that was met, not an error)
     exit_code: ClassVar[ExitCode] = ExitCode.INTERRUPTED
+
+
+def without_userinfo(text: str) -> str:
+    """A text with addresses, without the names and passwords that may stand in them."""
+    return re.sub(r"//[^/@\s]+@", "//…@", text)

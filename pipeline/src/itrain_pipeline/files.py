@@ -34,6 +34,18 @@ def write_atomic(path: Path, data: bytes) -> None:
         out.write(data)
 
 
+def leads_outside(path: Path, folder: Path) -> bool:
+    """Whether links take a path of a folder out of it; the blobs of a hub's cache, whose folders are links, are in it.
+
+    `<repository>/snapshots/<commit>/<file>` is a link to `<repository>/blobs/<hash>` there.
+    """
+    roots = [folder.resolve()]
+    if roots[0].parent.name == "snapshots":
+        roots.append(roots[0].parent.parent / "blobs")
+    real = path.resolve()
+    return not any(real.is_relative_to(root) for root in roots)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -127,9 +127,14 @@ class StoreUpstream:
 def parse_result(data: bytes, uri: str) -> StageResult:
     """A `result.json`; `DataError` when it is not one."""
     try:
-        return StageResult.model_validate_json(data)
+        result = StageResult.model_validate_json(data)
+        for name in result.outputs:
+            check_name(name)
     except ValidationError as error:
         raise DataError(f"{uri} is not a stage result: {error.errors()[0]['msg']}") from error
+    except ValueError as error:
+        raise DataError(f"{uri} is not a stage result: {error}") from error
+    return result
 
 
 ATTEMPT_RESULT = re.compile(r"^i(\d+)/([a-z]+)/a(\d+)/(?:shard-(\d+)/)?" + re.escape(RESULT_FILE) + "$")

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from itrain_contract.layout import RunLayout
 from itrain_contract.spec import ResumeFrom
@@ -17,6 +19,7 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.stages.resume import TakenAdapter, choose_adapter, find_adapter
 from itrain_pipeline.store import open_store
 
+WEIGHTS = save({"lora_A.weight": np.zeros((2, 3), np.float32)})
 PREPARE, WARMUP, TRAIN, EXPORT = StageKind.PREPARE, StageKind.WARMUP, StageKind.TRAIN, StageKind.EXPORT
 
 
@@ -40,8 +43,13 @@ class OldRun:
         store = open_store(self.root)
         outputs = {}
         if adapter:
-            config = {"peft_type": "LORA", "made_by": f"{self.uid} {kind} {iteration}"}
-            for name, data in (("config.json", json.dumps(config).encode()), ("model.safetensors", b"w")):
+            config = {
+                "peft_type": "LORA",
+                "r": 2,
+                "target_modules": ["q_proj"],
+                "revision": f"{self.uid} {kind} {iteration}",
+            }
+            for name, data in (("config.json", json.dumps(config).encode()), ("model.safetensors", WEIGHTS)):
                 outputs[f"adapter/adapter_{name}"] = store.put_bytes(data, f"{prefix}adapter/adapter_{name}")
         result = StageResult(
             kind=kind, iteration=iteration, attempt=1, digest="d" * 64, outputs=outputs, info=info, started=started
@@ -61,7 +69,7 @@ def take(old: OldRun, revision: str = "rev", **origin: Any) -> TakenAdapter:
 
 
 def made_by(taken: TakenAdapter) -> str:
-    return str(json.loads((taken.folder / "adapter_config.json").read_text())["made_by"])
+    return str(json.loads((taken.folder / "adapter_config.json").read_text())["revision"])
 
 
 def test_without_an_export_the_newest_trained_adapter_is_taken(old: OldRun) -> None:
@@ -72,7 +80,7 @@ def test_without_an_export_the_newest_trained_adapter_is_taken(old: OldRun) -> N
     old.add(TRAIN, 2)
     taken = take(old, run_name="old")
     assert made_by(taken) == "aaaaaaaa-1 train 2"
-    assert (taken.folder / "adapter_model.safetensors").read_bytes() == b"w"
+    assert (taken.folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
     assert "i2/train/a1/adapter/" in taken.origin
 
 

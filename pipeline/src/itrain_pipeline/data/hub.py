@@ -6,14 +6,16 @@ cache and offline mode are huggingface_hub's own environment (`HF_TOKEN`, `HF_EN
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from itrain_pipeline.errors import ConfigError, RetryableError
+from itrain_pipeline.errors import ConfigError, RetryableError, without_userinfo
 
+_REVISION = re.compile(r"[\w+@=-]+(?:[./][\w+@=-]+)*", re.ASCII)
 RepoType = Literal["model", "dataset"]
 
 
@@ -72,6 +74,8 @@ def fetch_snapshot(
     )
 
     name = f"hf://{repo}" + (f" at {revision}" if revision else "")
+    if revision and not _REVISION.fullmatch(revision):  # it is a part of a path, here and at the hub
+        raise ConfigError(f"{name}: the revision {revision!r} is no branch, tag or commit")
     try:
         found = snapshot_download(
             repo,
@@ -88,6 +92,6 @@ def fetch_snapshot(
             f"{name}: no such {repo_type}, or no right to read it; check the name and the token (HF_TOKEN)"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise RetryableError(f"{name} could not be fetched: {str(error).splitlines()[0]}") from error
+        raise RetryableError(f"{name} could not be fetched: {without_userinfo(str(error)).splitlines()[0]}") from error
     # The cache names the folder of a snapshot after its commit.
     return Snapshot(folder=Path(found), commit=Path(found).name)

@@ -14,9 +14,12 @@ from typing import Any, Final, Literal, Protocol
 
 from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.records import Message
+from itrain_pipeline.timelimit import time_limit
 
 CallFormat = Literal["pythonic", "hermes", "llama"]
 
+TEMPLATE_SECONDS: Final = 20.0
+"""For one rendering, which takes a millisecond."""
 PINNED_DATE: Final = "26 Jul 2024"
 """What templates that print today's date are given instead (Llama-3.1's own default)."""
 
@@ -159,24 +162,13 @@ class Renderer:
             conversation.insert(0, {"role": "system", "content": system})
         for turn in conversation:
             self._refuse_controls(turn["content"])
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    conversation,
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    date_string=PINNED_DATE,
-                    strftime_now=_pinned_strftime,
-                )
-            )
-        except Exception as error:  # jinja2's errors, without importing jinja2 here
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            roles = ", ".join(turn["role"] for turn in conversation)
-            raise ConfigError(
-                f"the chat template refuses the turns ({roles}): {error}. Use a tokenizer whose template takes "
-                "system and tool turns, or data with user and assistant turns alone"
-            ) from error
+        return _rendered(
+            self.tokenizer,
+            conversation,
+            add_generation_prompt=generation,
+            date_string=PINNED_DATE,
+            strftime_now=_pinned_strftime,
+        )
 
     def _encode(self, text: str) -> tuple[int, ...]:
         ids = self._plain(text)
@@ -222,6 +214,21 @@ def _pinned_strftime(_format: str) -> str:
     return PINNED_DATE
 
 
+def _rendered(tokenizer: Tokenizer, conversation: list[dict[str, str]], **variables: Any) -> str:
+    """What the template makes of the turns. A template is a program of the model's author: it runs in transformers'
+    sandbox of jinja2, and not for ever. Whatever it raises is a `ConfigError`."""
+    try:
+        with time_limit(TEMPLATE_SECONDS):
+            return str(tokenizer.apply_chat_template(conversation, tokenize=False, **variables))
+    except Exception as error:
+        roles = ", ".join(turn["role"] for turn in conversation)
+        why = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"the chat template refuses the turns ({roles}): {why[:300]}. Use a tokenizer whose template takes "
+            "system and tool turns, or data with user and assistant turns alone"
+        ) from error
+
+
 def _own_bos(tokenizer: Tokenizer) -> int | None:
     """BOS where the model expects one: its tokenizer adds it or its template prints it."""
     bos = tokenizer.bos_token_id
@@ -231,7 +238,7 @@ def _own_bos(tokenizer: Tokenizer) -> int | None:
     added = list(tokenizer.encode("x"))[:1] == [bos]
     printed = isinstance(template, str) and list(
         tokenizer.encode(
-            str(tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)),
+            _rendered(tokenizer, [{"role": "user", "content": "x"}]),
             add_special_tokens=False,
         )
     )[:1] == [bos]

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from itrain_pipeline.data import toolworld
 from itrain_pipeline.data.hub import Snapshot, fetch_snapshot, parse_address
 from itrain_pipeline.errors import ConfigError, DataError
+from itrain_pipeline.files import leads_outside
 from itrain_pipeline.ports import Store
 
 DATA_SUFFIXES: Final = (".json", ".jsonl", ".parquet")
@@ -30,6 +31,8 @@ class Limits:
 
     array_bytes: int = 2 << 30
     line_bytes: int = 64 << 20
+    parquet_rows: int = 10_000_000
+    """A page of a few bytes can hold any number of equal rows; their bytes, unpacked, may be `array_bytes`."""
 
 
 FetchSnapshot = Callable[..., Snapshot]
@@ -59,7 +62,10 @@ def _find_files(uri: str, scheme: str, store: Store, scratch: Path, fetch: Fetch
         folder = scratch / hashlib.sha256(uri.encode()).hexdigest()[:16]
         objects = [found for found in store.list(uri) if found.endswith(DATA_SUFFIXES)] if uri.endswith("/") else [uri]
         for found in objects:
-            store.get_file(found, folder / found.rpartition("/")[2])
+            name = found.removeprefix(uri) if uri.endswith("/") else found.rpartition("/")[2]
+            if {"", ".", ".."} & set(name.split("/")):
+                raise DataError(f"{found!r} has an empty, '.' or '..' segment")
+            store.get_file(found, folder / name)
         return _data_files(folder, uri)
     if scheme == "hf":
         address = parse_address(uri)
@@ -75,6 +81,10 @@ def _data_files(path: Path, uri: str) -> list[Path]:
     found = sorted(p for p in path.rglob("*") if p.suffix in DATA_SUFFIXES and p.is_file()) if path.is_dir() else []
     # A hub keeps its own description beside the data; it holds no rows.
     found = [p for p in found if p.name not in ("dataset_infos.json", "dataset_dict.json", "state.json")]
+    for file in found:
+        if leads_outside(file, path):
+            where = file.relative_to(path)
+            raise DataError(f"{uri}: {where} is a link out of the folder; copy the file, or name it as a source")
     if not found:
         raise DataError(f"{uri}: there is no such file, and no folder with {', '.join(DATA_SUFFIXES)} files")
     return found
@@ -83,7 +93,7 @@ def _data_files(path: Path, uri: str) -> list[Path]:
 def read_file(path: Path, name: str, limits: Limits = Limits()) -> Rows:
     """The rows of one file; `name` is what errors call it."""
     if path.suffix == ".parquet":
-        return _read_parquet(path)
+        return _read_parquet(path, name, limits)
     with path.open("rb") as data:
         head = data.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     return _read_array(path, name, limits) if head.startswith(b"[") else _read_lines(path, name, limits)
@@ -118,12 +128,26 @@ def _read_lines(path: Path, name: str, limits: Limits) -> Rows:
                 raise DataError(f"{name} line {number} is no JSON: {error}") from error
 
 
-def _read_parquet(path: Path) -> Rows:
+def _read_parquet(path: Path, name: str, limits: Limits) -> Rows:
     """Rows without nulls: Arrow gives every object the keys of all others."""
     import pyarrow.parquet  # type: ignore[import-untyped]
 
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
-        yield from (_without_nulls(row) for row in batch.to_pylist())
+    rows = unpacked = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256):
+            plain = [_decoded(column) for column in batch.columns]
+            rows, unpacked = rows + batch.num_rows, unpacked + sum(column.nbytes for column in plain)
+            if rows > limits.parquet_rows or unpacked > limits.array_bytes:
+                allowed = f"{limits.parquet_rows} rows and {limits.array_bytes} bytes"
+                raise DataError(f"{name} unpacks to {rows} rows of {unpacked} bytes or more, allowed are {allowed}")
+            for row in pyarrow.RecordBatch.from_arrays(plain, names=batch.schema.names).to_pylist():
+                yield _without_nulls(row)
+    except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:
+        raise DataError(f"{name} is no readable Parquet: {str(error)[:200]}") from error
+
+
+def _decoded(column: Any) -> Any:
+    return column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
 
 
 def _without_nulls(value: Any) -> Any:

@@ -109,6 +109,8 @@ def _restore(work: WorkArea, step: int, target: Path) -> str | None:
     if marker is None:
         return "its marker is gone"
     for name, sha256 in json.loads(marker.read_text(encoding="utf-8"))["files"].items():
+        if not KEPT.match(name):
+            return f"its marker names {name!r}, which no resumption reads"
         stored = work.get(f"{prefix}/{name}")
         if stored is None:
             return f"{name} is missing"

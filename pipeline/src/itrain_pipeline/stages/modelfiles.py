@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
@@ -19,9 +19,11 @@ from itrain_contract.stageio import ArtifactRef, canonical_json
 from itrain_pipeline.data.hub import fetch_snapshot, parse_address
 from itrain_pipeline.data.sources import FetchSnapshot
 from itrain_pipeline.errors import ConfigError
-from itrain_pipeline.files import sha256_file
+from itrain_pipeline.files import leads_outside, sha256_file
+from itrain_pipeline.loraconfig import tensor_shapes
 from itrain_pipeline.ports import Store
 from itrain_pipeline.quickstart import model_path
+from itrain_pipeline.workarea import check_name
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,10 @@ def check_files(folder: Path, spec: ModelSpec, suffixes: tuple[str, ...]) -> dic
     if not folder.is_dir():
         raise ConfigError(f"model.uri {spec.uri!r}: there is no such folder")
     present = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
-    files = {name: path for name, path in present.items() if name.endswith(suffixes)}
+    files = {name: path for name, path in present.items() if name.endswith(suffixes) and _is_stageable(name)}
+    for name, path in files.items():
+        if leads_outside(path, folder):
+            raise ConfigError(f"model.uri {spec.uri!r}: {name} is a link out of the folder; copy the file into it")
     if "config.json" not in files:
         raise ConfigError(f"model.uri {spec.uri!r}: no config.json; expected a model in Hugging Face layout")
     if not any(name.endswith(WEIGHTS) for name in files):
@@ -99,9 +104,35 @@ def check_files(folder: Path, spec: ModelSpec, suffixes: tuple[str, ...]) -> dic
         )
     if not any(name.startswith("tokenizer") for name in files):
         raise ConfigError(f"model.uri {spec.uri!r}: no tokenizer files (tokenizer.json or tokenizer.model)")
-    if not spec.trust_remote_code and "auto_map" in json.loads(files["config.json"].read_text(encoding="utf-8")):
+    if not spec.trust_remote_code and "auto_map" in _read_config(files["config.json"], spec):
         log.warning("%s brings code of its own, which is not run (model.trustRemoteCode is false)", spec.uri)
     return files
+
+
+def _is_stageable(name: str) -> bool:
+    """What no model needs is left out: hidden files, names that are no plain ones, and that of our own list."""
+    try:
+        return check_name(name) != STAGED_FILE
+    except ValueError:
+        log.warning("the model's file %r is left out: its name is no plain one", name)
+        return False
+
+
+def _read_config(path: Path, spec: ModelSpec) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"model.uri {spec.uri!r}: config.json is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"model.uri {spec.uri!r}: config.json is a {type(config).__name__}, expected an object")
+    return config
+
+
+def check_weights(model: Model) -> None:
+    """DataError for a weights file whose header and bytes do not agree, before a GPU is asked for."""
+    for name, path in model.files.items():
+        if name.endswith(WEIGHTS):
+            tensor_shapes(path)
 
 
 def content_hash(files: Mapping[str, Path]) -> str:

@@ -24,12 +24,12 @@ from itrain_pipeline.data.hub import fetch_snapshot
 from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.sources import FetchSnapshot, bfcl_data_folder, read_file, read_rows
 from itrain_pipeline.data.splits import split_dev
-from itrain_pipeline.errors import DataError
+from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.evals.contamination import overlap
 from itrain_pipeline.files import write_atomic
 from itrain_pipeline.ports import Ports, SourceAccess, StageOutput, folder_outputs
 from itrain_pipeline.records import Example, Message, RejectedRow, write_jsonl
-from itrain_pipeline.stages.modelfiles import Model, find_model, stage_model
+from itrain_pipeline.stages.modelfiles import Model, check_weights, find_model, stage_model
 from itrain_pipeline.stages.resume import TakenAdapter, find_adapter
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     ports.progress.update(1, STEPS, "fetching the model")
     access = ports.source(model_spec.secret_ref, model_spec.uri)
     model = find_model(model_spec, access.store, ports.scratch, fetch=fetcher(access))
+    check_weights(model)
     renderer = load_renderer(model, model_spec, data)
     ports.progress.update(2, STEPS, "splitting and rendering")
     train, dev, dropped = split(rows, data.dev_fraction, seed)
@@ -186,9 +187,15 @@ def split(rows: Rows, fraction: float, seed: int) -> tuple[list[Example], list[E
 def load_renderer(model: Model, spec: ModelSpec, data: DataSpec) -> Renderer:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(model.folder), local_files_only=True, trust_remote_code=spec.trust_remote_code
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(model.folder), local_files_only=True, trust_remote_code=spec.trust_remote_code
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a foreign tokenizer.json makes of three libraries
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ConfigError(f"model.uri {spec.uri!r}: its tokenizer cannot be loaded ({why})") from error
     return Renderer(tokenizer, data.call_format)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from pydantic import ValidationError
 
@@ -18,12 +16,12 @@ from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.collect import INFO_BEST
 from itrain_pipeline.files import sha256_file
+from itrain_pipeline.loraconfig import CONFIG_FILE as CONFIG
+from itrain_pipeline.loraconfig import WEIGHTS_FILE as WEIGHTS
+from itrain_pipeline.loraconfig import check_foreign_adapter
 from itrain_pipeline.ports import Store
 
 log = logging.getLogger(__name__)
-
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ def find_adapter(origin: ResumeFrom, storage: str, revision: str, store: Store, 
         prefix = origin.uri if origin.uri.endswith("/") else f"{origin.uri}/"
         listed = store.list(prefix)
         if prefix + CONFIG in listed:
-            return _take_files({name: prefix + name for name in (CONFIG, WEIGHTS)}, prefix, store, scratch)
+            return _checked(_take_files({name: prefix + name for name in (CONFIG, WEIGHTS)}, prefix, store, scratch))
     else:
         root = f"{storage.rstrip('/')}/"
         start = f"{root}{origin.run_name}-"
@@ -68,8 +66,8 @@ def choose_adapter(results: Sequence[StageResult]) -> StageResult | None:
     made = [result for result in results if result.has_adapter]
     exports = [result for result in results if result.kind == StageKind.EXPORT]
     point = max(exports, key=lambda result: result.started).info.get(INFO_BEST, "") if exports else ""
-    _, dash, number = point.partition("iteration-")
-    trained = [r for r in made if r.kind == StageKind.TRAIN and (not dash or r.iteration == int(number))]
+    number = point.partition("iteration-")[2]
+    trained = [r for r in made if r.kind == StageKind.TRAIN and (not number.isdecimal() or r.iteration == int(number))]
     if point in ("warmup", "resumed") or not trained:
         trained = []
     for kinds in (trained, *([r for r in made if r.kind == k] for k in (StageKind.WARMUP, StageKind.PREPARE))):
@@ -118,9 +116,15 @@ def _check_base(results: Sequence[StageResult], revision: str, told: str) -> Non
 
 def _take_result(result: StageResult, store: Store, scratch: Path) -> TakenAdapter:
     files = {name.removeprefix(ADAPTER_DIR): ref for name, ref in result.files_below(ADAPTER_DIR).items()}
+    if not {CONFIG, WEIGHTS} <= files.keys():
+        raise DataError(
+            f"the {result.kind} of iteration {result.iteration} has an adapter without {CONFIG} or {WEIGHTS}"
+        )
+    # These two and no other: the names are written by whoever wrote the other storage.
+    files = {name: files[name] for name in (CONFIG, WEIGHTS)}
     taken = _take_files({name: ref.uri for name, ref in files.items()}, files[CONFIG].uri, store, scratch)
     _check_hashes(files, taken.folder)
-    return taken
+    return _checked(taken)
 
 
 def _check_hashes(files: dict[str, ArtifactRef], folder: Path) -> None:
@@ -133,7 +137,12 @@ def _take_files(uris: dict[str, str], origin: str, store: Store, scratch: Path) 
     folder = scratch / "adapter"
     for name, uri in uris.items():
         store.get_file(uri, folder / name)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("modules_to_save"):
-        raise DataError(f"{origin}: not a plain LoRA adapter, which is all that can be served and continued")
     return TakenAdapter(folder=folder, origin=origin)
+
+
+def _checked(taken: TakenAdapter) -> TakenAdapter:
+    try:
+        check_foreign_adapter(taken.folder)
+    except DataError as error:
+        raise DataError(f"{taken.origin}: {error}") from error
+    return taken

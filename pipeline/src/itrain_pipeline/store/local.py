@@ -34,8 +34,8 @@ def local_path(uri: str) -> Path | None:
         text = uri
     else:
         return None
-    if {".", ".."} & set(text.split("/")):
-        raise ConfigError(f"storage URI {uri!r} has a '.' or '..' segment")
+    if {".", ".."} & set(text.split("/")) or "\0" in text:
+        raise ConfigError(f"storage URI {uri!r} has a '.' or '..' segment or a NUL")
     return Path(text)
 
 

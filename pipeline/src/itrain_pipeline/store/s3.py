@@ -26,7 +26,7 @@ from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError
 
 from itrain_contract.stageio import ArtifactRef
-from itrain_pipeline.errors import ConfigError, DataError, RetryableError
+from itrain_pipeline.errors import ConfigError, DataError, RetryableError, without_userinfo
 from itrain_pipeline.files import atomic_writer, sha256_file
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class S3Store:
         )
 
     def _at(self) -> str:
-        return f" at {self._endpoint}" if self._endpoint else " at AWS"
+        return f" at {without_userinfo(self._endpoint)}" if self._endpoint else " at AWS"
 
 
 def sha256_written(out: BinaryIO) -> str:
@@ -236,7 +236,7 @@ def build_client(environ: Mapping[str, str], endpoint: str | None, *, alone: boo
     `alone`: neither endpoint nor CA bundle come from the process's environment or its AWS configuration files.
     """
     if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname):
-        raise ConfigError(f"AWS_ENDPOINT_URL is {endpoint!r}, expected http(s)://host[:port]")
+        raise ConfigError(f"AWS_ENDPOINT_URL is {without_userinfo(endpoint)!r}, expected http(s)://host[:port]")
     style = environ.get("AWS_S3_ADDRESSING_STYLE") or ("path" if endpoint else "auto")
     if style not in ("path", "virtual", "auto"):
         raise ConfigError(f"AWS_S3_ADDRESSING_STYLE is {style!r}, allowed are path, virtual and auto")
