@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -64,13 +66,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environ = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CONFIGURE_LOGGING": "1"}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "--enforce-eager"], cwd=folder, env=environ, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, "--enforce-eager"], cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=60)
+        with contextlib.suppress(ProcessLookupError):  # one that is still loading does not listen; nor do its workers
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -244,6 +244,9 @@ def test_the_key_comes_from_the_environment_and_stays_there(
     told = capsys.readouterr()
     files = [path.read_text() for path in (tmp_path / "out").iterdir()]
     assert not any(SECRET in text for text in (told.out, told.err, *files))
+    monkeypatch.setenv("MY_KEY", "schlüssel")
+    assert evaluate(tmp_path, seen.url, "--api-key-env", "MY_KEY") == ExitCode.CONFIG
+    assert "printable ASCII" in capsys.readouterr().err
     monkeypatch.delenv("MY_KEY")
     assert evaluate(tmp_path, seen.url, "--api-key-env", "MY_KEY") == ExitCode.CONFIG
     assert "MY_KEY" in capsys.readouterr().err
@@ -266,6 +269,7 @@ def test_the_key_comes_from_the_environment_and_stays_there(
         (["model", "--categories", "irrelevance", "--categories", "multiple"], "'bfcl' has two values"),
         (["model", "--benchmark", "nonsense"], "benchmark 'nonsense': known here are"),
         (["/nowhere", "--limit", "1"], "there is no such folder"),
+        (["", "--limit", "1"], "MODEL ''"),
         (["--endpoint", "localhost:1", "--model", "m", "--limit", "1"], "expected a URL"),
     ],
 )

@@ -172,7 +172,9 @@ def test_a_wrong_key_or_model_ends_everything_and_the_key_is_never_told(status: 
     assert SECRET not in repr(Target(url="http://x", model="m", api_key=SECRET))
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x/v1", "http://", "http://user:pass@host/v1"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://x/v1", "http://", "http://user:pass@host/v1", "http://h:99999", "http://[x/v1"]
+)
 def test_an_address_that_cannot_be_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match="--endpoint"):
         Endpoint(Target(url=url, model="m"))

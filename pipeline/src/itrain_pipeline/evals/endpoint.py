@@ -98,8 +98,7 @@ class Endpoint:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """Raises ConfigError for a URL that cannot be, and where the `openai` package is not installed."""
-        parts = urlsplit(target.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.username is not None:
+        if not _is_address(target.url):
             raise ConfigError(f"--endpoint: got {target.url!r}, expected a URL as in http://127.0.0.1:8000/v1")
         try:
             self._openai: Any = importlib.import_module("openai")
@@ -192,6 +191,16 @@ class Endpoint:
 
 class BrokenReplyError(Exception):
     """A reply that is no chat completion."""
+
+
+def _is_address(url: str) -> bool:
+    """Whether it can be asked at all. A name or password in it would stand in files and messages."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  (raises for one that is no port)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc and url.isprintable()
 
 
 def _message(error: Any) -> str:

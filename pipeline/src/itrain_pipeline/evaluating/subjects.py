@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from itrain_contract.spec import ModelSpec
 from itrain_pipeline.__main__ import spare_the_compiler
 from itrain_pipeline.data.rendering import system_text
@@ -57,7 +59,11 @@ def of_model(
     from itrain_pipeline.stages.modelfiles import content_hash, find_model
     from itrain_pipeline.stages.rendered import load_renderer, stop_token_ids
 
-    model = find_model(ModelSpec(uri=arguments.model_dir), open_store(str(scratch)), scratch)
+    try:
+        spec = ModelSpec(uri=arguments.model_dir)
+    except ValidationError as error:
+        raise ConfigError(f"MODEL {arguments.model_dir!r}: {error.errors()[0]['msg']}") from error
+    model = find_model(spec, open_store(str(scratch)), scratch)
     adapter: Path | None = arguments.adapter
     if adapter is not None:
         check_servable(adapter)
@@ -170,4 +176,6 @@ def read_key(name: str | None, environ: Mapping[str, str]) -> str:
     key = environ.get(name, "").strip()
     if not key:
         raise ConfigError(f"--api-key-env {name}: there is no such environment variable, or it is empty")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"--api-key-env {name}: what it holds is no key: a header takes printable ASCII only")
     return key
