@@ -52,9 +52,13 @@ class DataSpec(DataSource):
     """Assistant turns with a target that become examples."""
 
 
+SUB_PATH = r"^[^/\s.\x00][^/\s\x00]*(/\.?[^/\s.\x00][^/\s\x00]*)*/?$"
+"""Segments that no `.` begins, or one that something else follows: none is `..`."""
+
+
 class VolumeClaim(SpecModel):
     claim_name: Name
-    sub_path: Annotated[str, StringConstraints(max_length=255, pattern=r"^[^/\s.][^\s]*$")] | None = None
+    sub_path: Annotated[str, StringConstraints(max_length=255, pattern=SUB_PATH)] | None = None
 
 
 class StorageSpec(SpecModel):

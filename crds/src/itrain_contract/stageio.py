@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from itrain_contract.base import SpecModel
 from itrain_contract.layout import ADAPTER_DIR, RunLayout, parse_indexes, shard_prefix
@@ -21,6 +21,11 @@ from itrain_contract.stagespec import Stage
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SCHEMA = 1
+
+
+def printable(text: str) -> str:
+    """A text from outside for a terminal: control and format characters as their escapes, line ends and tabs kept."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 class ArtifactRef(SpecModel):
@@ -138,10 +143,11 @@ class TerminationSummary(SpecModel):
     """The termination message: at most 4 KiB of JSON, so the operator needs no object store."""
 
     digest: Sha256 | None = None
-    exit_code: int
+    exit_code: Annotated[int, Field(ge=0, le=255)]
     metrics: dict[str, float] = {}
     counters: dict[str, float] = {}
-    message: str = ""
+    message: Annotated[str, AfterValidator(printable)] = ""
+    """It may quote rows and answers, and is shown on terminals."""
     seconds: float = 0.0
 
     def to_message(self) -> bytes:

@@ -11,7 +11,7 @@ from itrain_contract.base import Rule, SpecModel
 Name = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=316)]
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
-Text = Annotated[str, StringConstraints(max_length=4096)]
+Text = Annotated[str, StringConstraints(max_length=4096, pattern=r"^[^\x00]*$")]
 Quantity = Annotated[
     int | str,
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),

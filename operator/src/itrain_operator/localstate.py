@@ -24,14 +24,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import AfterValidator, ConfigDict, ValidationError
 
 from itrain_contract.base import SpecModel
 from itrain_contract.names import API_VERSION, KIND
 from itrain_contract.spec import ITrainRunSpec
-from itrain_contract.stageio import StageInput, TerminationSummary
+from itrain_contract.stageio import StageInput, TerminationSummary, printable
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.localjob import Ended, JobLimits
 from itrain_operator.localmachine import Share
@@ -80,7 +80,7 @@ class StageProgress(SpecModel):
 
     done: int = 0
     total: int = 0
-    text: str = ""
+    text: Annotated[str, AfterValidator(printable)] = ""
 
 
 class JobFolder:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from itrain_contract.names import ExitCode, Phase, Reason
+from itrain_contract.stageio import printable
 from itrain_contract.stages import StageRef, stage_spec
 from itrain_contract.stagespec import ShardedStage, Stage
 from itrain_contract.status import ITrainRunStatus
@@ -346,7 +347,7 @@ def _cause(view: JobView | None) -> str:
     reason = f" ({view.reason})" if view.reason else ""
     words = view.message if view.message != f"exit code {view.exit_code}" else ""
     said = (view.summary.message if view.summary else "") or words or _last_line(view.log_tail)
-    return f"{reason}: {said}" if said else reason
+    return f"{reason}: {printable(said)}" if said else reason
 
 
 def _last_line(text: str) -> str:

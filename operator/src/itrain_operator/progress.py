@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from itrain_contract.layout import format_indexes
 from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.stageio import printable
 from itrain_contract.stages import StageKind, StageRef, shard_count
 from itrain_contract.status import (
     INDEXES_LIMIT,
@@ -63,7 +64,7 @@ def progress(view: JobView, attempt_seconds: float) -> Progress:
         total=total,
         percent=100 * done // total if total else 0,
         eta_seconds=None if left is None else round(left),
-        text=view.progress_text[:TEXT_LIMIT],
+        text=printable(view.progress_text)[:TEXT_LIMIT],
     )
 
 
