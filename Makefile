@@ -44,7 +44,7 @@ $(VOLTA_STAMP): requirements/volta-cpu.txt | $(STAMP)
 
 .PHONY: lock
 lock: $(STAMP) ## upgrade every pinned requirement (edit requirements/*.in first to widen a range)
-	cd requirements && for e in bootstrap operator pipeline; do ../$(COMPILE) --upgrade $$e.in -o $$e.txt; done
+	cd requirements && for e in bootstrap audit operator pipeline; do ../$(COMPILE) --upgrade $$e.in -o $$e.txt; done
 	cd requirements && ../$(COMPILE) --upgrade --no-deps bfcl.in -o bfcl.txt
 	cd requirements && ../$(COMPILE) --upgrade --override dev-overrides.in dev.in -o dev.txt
 	cd requirements && ../$(COMPILE) --upgrade --override volta-cpu-overrides.in volta-cpu.in -o volta-cpu.txt
@@ -135,6 +135,10 @@ images-lock: $(IMAGES_STAMP) ## resolve the packages of every image again: each 
 bench-learning: $(STAMP) ## do the iterations beat plain fine-tuning on a long-tailed toolworld? build/bench/learning.json (QUICK=1: one seed)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.learning
 
+.PHONY: bench-learning-sweep
+bench-learning-sweep: $(STAMP) ## one iteration with another rate, weight, β, γ, fraction or number of simulations, on dev tasks: build/bench/learning-sweep.json
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.learning.sweep
+
 .PHONY: verify
 verify: generate ## generate, format, lint, types, import contracts; then no diff in what is generated
 	$(VENV)/bin/ruff format --check --quiet .
@@ -142,6 +146,26 @@ verify: generate ## generate, format, lint, types, import contracts; then no dif
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	@git diff --exit-code --stat -- crds docs charts || { echo "make verify: generated files changed; commit them"; exit 1; }
+
+AUDIT_VENV := build/audit/venv
+AUDIT_STAMP := $(AUDIT_VENV)/.synced-$(firstword $(shell cat requirements/bootstrap.txt requirements/audit.txt | sha256sum))
+AUDIT_SERVICE := pypi
+
+$(AUDIT_STAMP): requirements/bootstrap.txt requirements/audit.txt
+	@test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(addprefix -r ,$^)
+	@rm -f $(AUDIT_VENV)/.synced-* && touch $@
+
+.PHONY: audit
+audit: $(AUDIT_STAMP) ## known vulnerabilities of every hashed requirement file (asks pypi.org; AUDIT_SERVICE=osv asks api.osv.dev)
+	@found=0; for file in $(sort $(wildcard requirements/*.txt)); do \
+	  report=build/audit/$$(basename $$file .txt).json; rm -f $$report; echo "$$file"; \
+	  $(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --vulnerability-service $(AUDIT_SERVICE) \
+	    --format json --output $$report --requirement $$file 2> $$report.log && continue; \
+	  test -s $$report || { tail -n 1 $$report.log; echo "make audit: not audited, the service $(AUDIT_SERVICE) did not answer or does not know a package; it needs HTTPS to pypi.org, or to api.osv.dev with AUDIT_SERVICE=osv"; exit 2; }; \
+	  $(PY) -c 'import json, sys; [print(" ", d["name"], d["version"], v["id"], "fixed in", ", ".join(v["fix_versions"]) or "no version") for d in json.load(open(sys.argv[1]))["dependencies"] for v in d.get("vulns", ())]' $$report; \
+	  found=1; \
+	done; test $$found = 0 || { echo "make audit: vulnerabilities are known; see build/audit"; exit 1; }
 
 .PHONY: generate
 generate: $(STAMP) ## the CRD, the field references and the chart's part of both, from the types
