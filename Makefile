@@ -157,12 +157,12 @@ $(AUDIT_STAMP): requirements/bootstrap.txt requirements/audit.txt
 	@rm -f $(AUDIT_VENV)/.synced-* && touch $@
 
 .PHONY: audit
-audit: $(AUDIT_STAMP) ## known vulnerabilities of every hashed requirement file (asks pypi.org; AUDIT_SERVICE=osv asks api.osv.dev)
+audit: $(AUDIT_STAMP) ## known vulnerabilities of every hashed requirement file (asks the package index; AUDIT_SERVICE=osv asks OSV)
 	@found=0; for file in $(sort $(wildcard requirements/*.txt)); do \
 	  report=build/audit/$$(basename $$file .txt).json; rm -f $$report; echo "$$file"; \
 	  $(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off --vulnerability-service $(AUDIT_SERVICE) \
 	    --format json --output $$report --requirement $$file 2> $$report.log && continue; \
-	  test -s $$report || { tail -n 1 $$report.log; echo "make audit: not audited, the service $(AUDIT_SERVICE) did not answer or does not know a package; it needs HTTPS to pypi.org, or to api.osv.dev with AUDIT_SERVICE=osv"; exit 2; }; \
+	  test -s $$report || { tail -n 1 $$report.log; echo "make audit: not audited, the service $(AUDIT_SERVICE) did not answer or does not know a package; it needs HTTPS to the package index, or to OSV with AUDIT_SERVICE=osv"; exit 2; }; \
 	  $(PY) -c 'import json, sys; [print(" ", d["name"], d["version"], v["id"], "fixed in", ", ".join(v["fix_versions"]) or "no version") for d in json.load(open(sys.argv[1]))["dependencies"] for v in d.get("vulns", ())]' $$report; \
 	  found=1; \
 	done; test $$found = 0 || { echo "make audit: vulnerabilities are known; see build/audit"; exit 1; }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -109,6 +110,20 @@ class StageInput(SpecModel):
 Outcome = Literal["succeeded", "failed"]
 
 
+MOST_COUNTED = 2**53
+"""The largest count that every reader of JSON takes for the same whole number; the API server has 64 bits for it."""
+Count = Annotated[float, Field(ge=0, le=MOST_COUNTED)]
+
+
+def add_counters(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Counters of several parts as one, name by name."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = min(total.get(name, 0) + value, MOST_COUNTED)
+    return total
+
+
 class StageResult(SpecModel):
     """`result.json`: written last, it makes the outputs of one attempt (of one shard) believable."""
 
@@ -123,7 +138,7 @@ class StageResult(SpecModel):
     """Flat names such as `dev/call_accuracy`; what the status and the early stop read."""
     outputs: dict[str, ArtifactRef] = {}
     """By relative name; the files of a folder share a prefix (`adapter/adapter_model.safetensors`)."""
-    counters: dict[str, float] = {}
+    counters: dict[str, Count] = {}
     """Tokens, requests, trees, rows: what the stage did."""
     info: dict[str, str] = {}
     """Versions, precision, hardware, hashes."""
@@ -145,7 +160,7 @@ class TerminationSummary(SpecModel):
     digest: Sha256 | None = None
     exit_code: Annotated[int, Field(ge=0, le=255)]
     metrics: dict[str, float] = {}
-    counters: dict[str, float] = {}
+    counters: dict[str, Count] = {}
     message: Annotated[str, AfterValidator(printable)] = ""
     """It may quote rows and answers, and is shown on terminals."""
     seconds: float = 0.0

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from itrain_contract.names import ExitCode
-from itrain_contract.stageio import TerminationSummary
+from itrain_contract.stageio import TerminationSummary, add_counters
 from itrain_operator.kubeapi import Raw
 from itrain_operator.kubeobserve import DISRUPTION, JobDetails, JobRecord, indexes, parse_time
 from itrain_operator.observed import JobState
@@ -188,10 +188,7 @@ def _shard_summary(record: JobRecord, pods: list[PodFacts]) -> TerminationSummar
     parts = [found for pod in by_index.values() if (found := parse_summary(pod.said)) is not None]
     if not parts:
         return None
-    counters: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.counters.items():
-            counters[name] = counters.get(name, 0) + value
+    counters = add_counters(part.counters for part in parts)
     return TerminationSummary(exit_code=0, counters=counters, seconds=max(part.seconds for part in parts))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pydantic import ValidationError
 
 from itrain_contract.layout import RESULT_FILE, RunLayout, job_name, shard_prefix
-from itrain_contract.stageio import StageInput, StageResult
+from itrain_contract.stageio import StageInput, StageResult, add_counters
 from itrain_contract.stages import StageKind, StageRef
 from itrain_contract.status import ITrainRunStatus, StageRecord
 from itrain_operator.localstate import JobFolder, StateFolder
@@ -28,15 +29,14 @@ def finished_figures(
 
 def _figures(job: JobFolder, record: StageRecord) -> StageFigures:
     metrics: dict[str, float] = {}
-    counters: dict[str, float] = {}
+    parts: list[Mapping[str, float]] = []
     if job.input_file.exists():
         stage_input = job.stage_input()
         for shard in range(stage_input.shards or 1):
             shard_metrics, shard_counters = _of_shard(job, stage_input, shard)
             metrics.update(shard_metrics)
-            for name, value in shard_counters.items():
-                counters[name] = counters.get(name, 0) + value
-    return StageFigures(ref=record.ref, seconds=record.seconds, metrics=metrics, counters=counters)
+            parts.append(shard_counters)
+    return StageFigures(ref=record.ref, seconds=record.seconds, metrics=metrics, counters=add_counters(parts))
 
 
 def _of_shard(job: JobFolder, stage_input: StageInput, shard: int) -> tuple[dict[str, float], dict[str, float]]:

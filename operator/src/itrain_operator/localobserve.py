@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from itrain_contract.names import ExitCode
-from itrain_contract.stageio import StageInput, TerminationSummary
+from itrain_contract.stageio import StageInput, TerminationSummary, add_counters
 from itrain_operator.localjob import Ended, Verdict, judge
 from itrain_operator.localstate import UNSHARDED, JobFolder, StoredJob
 from itrain_operator.observed import JobState, JobView
@@ -93,10 +93,7 @@ def _summary(folder: JobFolder, stage_input: StageInput, completed: frozenset[in
     parts = [found for shard in sorted(completed) if (found := folder.termination(shard)) is not None]
     if not parts:
         return None
-    counters: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.counters.items():
-            counters[name] = counters.get(name, 0) + value
+    counters = add_counters(part.counters for part in parts)
     seconds = max(part.seconds for part in parts)
     return TerminationSummary(digest=stage_input.digest, exit_code=0, counters=counters, seconds=seconds)
 

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from itrain_contract.layout import RunLayout, format_indexes, job_name, parse_indexes, shard_prefix
 from itrain_contract.spec import ITrainRunSpec
-from itrain_contract.stageio import RunIdentity, TerminationSummary, UpstreamResult, build_stage_input, spec_slice
+from itrain_contract.stageio import (
+    MOST_COUNTED,
+    RunIdentity,
+    TerminationSummary,
+    UpstreamResult,
+    add_counters,
+    build_stage_input,
+    spec_slice,
+)
 from itrain_contract.stages import StageKind, StageRef
 
 RUN = RunIdentity(name="tiny", uid="0123456789ab", storage="s3://bucket/prefix")
@@ -78,7 +86,8 @@ def test_a_sharded_upstream_has_one_result_prefix_per_completed_index() -> None:
 
 @given(st.text(max_size=9000), st.dictionaries(st.text(max_size=60), st.floats(-1e9, 1e9), max_size=200))
 def test_a_termination_message_always_fits(message: str, metrics: dict[str, float]) -> None:
-    summary = TerminationSummary(digest="0" * 64, exit_code=70, metrics=metrics, counters=metrics, message=message)
+    counters = {name: abs(value) for name, value in metrics.items()}
+    summary = TerminationSummary(digest="0" * 64, exit_code=70, metrics=metrics, counters=counters, message=message)
     data = summary.to_message()
     assert len(data) <= 4096
     assert TerminationSummary.model_validate_json(data).exit_code == 70
@@ -105,3 +114,9 @@ def test_keys_lie_below_the_run() -> None:
     assert layout.attempt(ROLLOUT, 2) == "s3://b/p/tiny-01234567/i1/rollout/a2/"
     assert shard_prefix(layout.attempt(ROLLOUT, 2), 3) == "s3://b/p/tiny-01234567/i1/rollout/a2/shard-3/"
     assert shard_prefix("x/", None) == "x/"
+
+
+def test_counters_add_up_to_what_a_status_can_hold() -> None:
+    assert add_counters([{"pairs": 2, "trees": 1}, {"pairs": 3}]) == {"pairs": 5, "trees": 1}
+    assert add_counters([{"pairs": MOST_COUNTED}] * 3) == {"pairs": MOST_COUNTED}
+    assert add_counters([]) == {}

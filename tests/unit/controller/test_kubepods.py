@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from itrain_contract.stageio import TerminationSummary
 from itrain_operator.kubeobserve import JobRecord, parse_job
 from itrain_operator.kubepods import (
@@ -170,6 +172,12 @@ def test_a_termination_message_that_is_no_summary_is_ignored() -> None:
     assert parse_summary("panic: runtime error") is None
     assert parse_summary("") is None
     assert parse_summary('{"exitCode": 0, "surprise": 1}') is None
+
+
+@pytest.mark.parametrize("count", ["1e308", "-1", "NaN", "Infinity", "1e999", "9007199254740994"])
+def test_a_count_that_a_status_cannot_hold_makes_no_summary(count: str) -> None:
+    assert parse_summary('{"exitCode": 0, "counters": {"pairs": 9007199254740992}}') is not None
+    assert parse_summary(f'{{"exitCode": 0, "counters": {{"pairs": {count}}}}}') is None
 
 
 def test_the_newest_progress_line_of_a_stages_log_is_found() -> None:
