@@ -23,6 +23,7 @@ from itrain_pipeline.evals.endpoint import Endpoint, Target, TooLongError
 from itrain_pipeline.evals.nativecalls import read_native
 from itrain_pipeline.evals.questions import Question, ReadAnswer, not_asked, predict
 from itrain_pipeline.evaluating.benchmarks import collect, common_settings
+from itrain_pipeline.loraconfig import check_foreign_adapter
 from itrain_pipeline.records import Message, Prediction
 from itrain_pipeline.store import open_store
 from itrain_pipeline.toolcalls.parse import parse
@@ -66,6 +67,7 @@ def of_model(
     model = find_model(spec, open_store(str(scratch)), scratch)
     adapter: Path | None = arguments.adapter
     if adapter is not None:
+        check_foreign_adapter(adapter)
         check_servable(adapter)
     kind = choose_engine(arguments.engine, installed=is_installed(), serves_gpu=serves_gpu)
     compute = compute_for(arguments.precision, model.folder)
