@@ -133,12 +133,14 @@ def test_the_first_step_is_adamw_on_the_mean_over_the_pairs_of_the_global_batch(
     stage = {"epochs": 1, "warmupRatio": 0.0, "nllWeight": 0.2, "answerNllWeight": 0.7, "answers": "pairs"}
     output = train(tmp_path, start, pairs, stage)
     answers = {example.id: example.answer_ids for example in make_examples(2)}
+    mean_length = sum(map(len, answers.values())) / 2
     model = continue_adapter(load_model(start.model_dir, precision="fp32"), start.adapter, trainable=True)
     total: Any = 0.0
     for pair in pairs:
         context, chosen, rejected = training_row(pair)
         won, lost = mean_logprob(model, context, chosen), mean_logprob(model, context, rejected)
-        right = mean_logprob(model, pair.prompt_ids, answers[pair.lineage.sample_id])
+        answer = answers[pair.lineage.sample_id]
+        right = mean_logprob(model, pair.prompt_ids, answer) * len(answer) / mean_length
         total = total - torch.log(torch.sigmoid(2.5 * won - 2.5 * lost - 0.5)) - 0.2 * won - 0.7 * right
     (total / 3).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

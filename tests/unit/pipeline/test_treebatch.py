@@ -104,10 +104,10 @@ def test_metrics_weights_and_the_nll_terms_are_those_of_separate_rows(policy: An
     assert_same(gradients(policy, losses.mean()), gradients(policy, expected_losses.mean()))
 
 
-def test_the_answer_term_is_the_right_answer_s_mean_nll_and_a_batch_without_answers_has_none(policy: Any) -> None:
+def test_the_answer_term_is_the_right_answer_s_nll_and_a_batch_without_answers_has_none(policy: Any) -> None:
     rng = random.Random(8)
     tree = with_truth(rng, random_tree(rng, prompt=9, pairs=2))[:2]
-    settings = SimpoSettings(beta=2.5, gamma=0.5, answer_nll_weight=0.7)
+    settings = SimpoSettings(beta=2.5, gamma=0.5, answer_nll_weight=0.7, answer_tokens=4.0)
     losses, metrics = pass_losses(policy, policy, TreeCollator()([tree]), settings)
     plain, _ = pass_losses(policy, policy, TreeCollator()([tree]), SETTINGS)
     ids = torch.tensor([[*tree[0].prompt_ids, *tree[0].truth_ids]])
@@ -115,7 +115,7 @@ def test_the_answer_term_is_the_right_answer_s_mean_nll_and_a_batch_without_answ
     places = range(len(tree[0].prompt_ids), ids.shape[1])
     mean = torch.stack([logprobs_TV[at - 1, ids[0, at]] for at in places]).mean()
     assert torch.allclose(metrics["answer_logprob"], mean.expand(2), rtol=1e-5)
-    assert torch.allclose(losses, plain - 0.7 * mean, rtol=1e-5)
+    assert torch.allclose(losses, plain - 0.7 * mean * len(tree[0].truth_ids) / 4, rtol=1e-5)
     for form in ("tree", "separate"):  # what fills up a process's passes: the same names of metrics, no weight
         losses, metrics = pass_losses(policy, policy, PassCollator(form=form)([[[PADDING_PAIR]]]), settings)
         assert losses.isfinite().all()
@@ -123,12 +123,12 @@ def test_the_answer_term_is_the_right_answer_s_mean_nll_and_a_batch_without_answ
 
 
 def test_a_row_of_an_answer_alone_has_its_term_and_prefers_nothing(policy: Any) -> None:
-    settings = SimpoSettings(beta=2.5, gamma=0.5, nll_weight=0.3, answer_nll_weight=0.7)
+    settings = SimpoSettings(beta=2.5, gamma=0.5, nll_weight=0.3, answer_nll_weight=0.7, answer_tokens=6.0)
     row = PairRow(prompt_ids=(8, 9), truth_ids=(11, 12, 2))
     for form in ("tree", "separate"):
         batch = PassCollator(form=form)([[[row]]])
         losses, metrics = pass_losses(policy, policy, batch, settings)
-        assert torch.allclose(losses, -0.7 * metrics["answer_logprob"])
+        assert torch.allclose(losses, -0.7 * metrics["answer_logprob"] * 3 / 6)
         assert metrics["answer_logprob"].item() < 0
         assert {name: value.item() for name, value in metrics.items() if name != "answer_logprob"} == dict.fromkeys(
             ("pairs", "reward_margin", "reward_accuracy", "chosen_logprob", "rejected_logprob"), 0.0

@@ -13,13 +13,17 @@ PAIRS, ANSWER = "pairs", "answer_logprob"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimpoSettings:
-    """β and γ of SimPO. `nll_weight` weighs the mean NLL of the chosen response's tokens, `answer_nll_weight` that of
-    the whole right answer's (arXiv 2404.19733, equation 2, has such a term for its chosen answers)."""
+    """β and γ of SimPO. `nll_weight` weighs the mean NLL of the chosen response's tokens, `answer_nll_weight` the whole
+    right answer's NLL over `answer_tokens` (arXiv 2404.19733, equation 2, has such a term for chosen answers).
+
+    `answer_tokens` is the mean length of a training's right answers: long ones weigh more than short ones, as in SFT.
+    """
 
     beta: float
     gamma: float
     nll_weight: float = 0.0
     answer_nll_weight: float = 0.0
+    answer_tokens: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +79,8 @@ def watched_losses(
     if settings.nll_weight:
         loss_P = loss_P - settings.nll_weight * chosen_mean_P
     truth_mean_P = truth_P[0] / truth_len_P[0] if truth_P else torch.zeros_like(loss_P)
-    if settings.answer_nll_weight:
-        loss_P = loss_P - settings.answer_nll_weight * truth_mean_P
+    if settings.answer_nll_weight and truth_P:
+        loss_P = loss_P - settings.answer_nll_weight * truth_P[0] / settings.answer_tokens
     margins_P = found.chosen_rewards - found.rejected_rewards
     return loss_P, {
         "reward_margin": margins_P,

@@ -217,7 +217,7 @@ def build_job(
         order=order,
         folder=ports.scratch / "train",
         how=how,
-        loss=loss_settings(stage),
+        loss=loss_settings(stage, pairs),
         quantization=stage.quantization,
         trust_remote_code=ModelSpec.model_validate(stage_input.spec["model"]).trust_remote_code,
         trees=trees,
@@ -232,10 +232,13 @@ def build_job(
     )
 
 
-def loss_settings(stage: TrainStage) -> dict[str, float]:
+def loss_settings(stage: TrainStage, pairs: Pairs) -> dict[str, float]:
     """The keyword arguments of `SimpoSettings`."""
     names = ("beta", "gamma", "nll_weight", "answer_nll_weight")
-    return {name: getattr(stage, name) for name in names}
+    lengths = [len(ids) for ids in pairs.answers.values()]
+    return {name: getattr(stage, name) for name in names} | {
+        "answer_tokens": sum(lengths) / len(lengths) if lengths else 1.0
+    }
 
 
 def job_rows(pairs: Pairs) -> tuple[list[tuple[Sequence[int], ...]], tuple[int, ...]]:

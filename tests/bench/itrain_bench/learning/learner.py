@@ -90,7 +90,7 @@ class Learner:
             before=before,
             folder=folder,
             trees=trees,
-            loss=loss_settings(stage),
+            loss=loss_settings(stage, pairs),
             form=stage.rows,
         )
 
