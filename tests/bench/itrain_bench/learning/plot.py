@@ -53,7 +53,7 @@ def draw_arms(axes: Any, figures: Mapping[str, Any], arms: list[str]) -> None:
     axes.set_xlabel(
         f"exact calls, per cent of {figures['dev_tasks']} tasks, {figures['seeds']} seeds (± standard error)"
     )
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -70,7 +70,7 @@ def draw_errors(axes: Any, figures: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(classes)), [name.replace("_", " ") for name in classes])
     axes.invert_yaxis()
     axes.set_xlabel("wrong answers by class, all seeds")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
