@@ -53,7 +53,6 @@ def of_model(
     import transformers  # only here: it loads torch, and so does what follows
 
     from itrain_pipeline.engine import choose_engine
-    from itrain_pipeline.engine.adapters import check_servable
     from itrain_pipeline.engine.vllm_versions import is_installed, serves_gpu
     from itrain_pipeline.stages.compute import compute_for
     from itrain_pipeline.stages.evaluate import Asker
@@ -68,7 +67,6 @@ def of_model(
     adapter: Path | None = arguments.adapter
     if adapter is not None:
         check_foreign_adapter(adapter)
-        check_servable(adapter)
     kind = choose_engine(arguments.engine, installed=is_installed(), serves_gpu=serves_gpu)
     compute = compute_for(arguments.precision, model.folder)
     renderer = load_renderer(model.folder, arguments.call_format, trust_remote_code=False)

@@ -63,11 +63,6 @@ class PairRow:
     truth_ids: tuple[int, ...] = ()
     weight: float = 1.0
 
-    @property
-    def length(self) -> int:
-        """Tokens of the longer of the two rows."""
-        return len(self.context_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
-
 
 PADDING_PAIR = PairRow(context_ids=(0,), chosen_ids=(0,), rejected_ids=(0,), weight=0.0)
 

@@ -80,11 +80,15 @@ class Seed:
     def variant(self, name: str, method: Method, before: Path) -> dict[str, Any]:
         """One iteration behind the warm-up `before`, with other settings than this seed's."""
         self.method = method
-        settings = method.rollout
-        return self._iterate(name, before, lambda *given: self._searched(settings, *given), 1)[f"{name}_1"]
+        return self._search_with(method.rollout, name, before, 1)[f"{name}_1"]
 
     def _searched_arm(self, arm: str, before: Path, iterations: int = 0) -> dict[str, dict[str, Any]]:
         settings = self.method.rollout.model_copy(update={"method": SEARCHES[arm]})
+        return self._search_with(settings, arm, before, iterations)
+
+    def _search_with(
+        self, settings: RolloutStage, arm: str, before: Path, iterations: int
+    ) -> dict[str, dict[str, Any]]:
         return self._iterate(arm, before, lambda *given: self._searched(settings, *given), iterations)
 
     def _iterate(
