@@ -1,4 +1,4 @@
-"""BFCL's single-turn categories: what a spec may name, and how many questions each has in the pinned bfcl-eval."""
+"""BFCL's categories: what a spec may name, and how many questions each has in the pinned bfcl-eval."""
 
 from __future__ import annotations
 
@@ -21,17 +21,27 @@ LIVE_ITEMS = {
     "live_irrelevance": 884,
     "live_relevance": 16,
 }
+MULTI_TURN_ITEMS = {
+    "multi_turn_base": 200,
+    "multi_turn_miss_func": 200,
+    "multi_turn_miss_param": 200,
+    "multi_turn_long_context": 200,
+}
 ITEMS: Mapping[str, int] = {**NON_LIVE_ITEMS, **LIVE_ITEMS}
-"""In BFCL's order; a test holds the numbers against the package."""
+"""The single-turn ones in BFCL's order; a test holds the numbers against the package."""
 CATEGORIES = tuple(ITEMS)
+MULTI_TURN = tuple(MULTI_TURN_ITEMS)
+ALL_ITEMS: Mapping[str, int] = {**ITEMS, **MULTI_TURN_ITEMS}
 COLLECTIONS: Mapping[str, tuple[str, ...]] = {
     "non_live": tuple(NON_LIVE_ITEMS),
     "live": tuple(LIVE_ITEMS),
     "single_turn": CATEGORIES,
+    "multi_turn": MULTI_TURN,
 }
 
 
 def opened(names: Sequence[str]) -> tuple[str, ...]:
-    """The categories named, collections opened, in BFCL's order; all for no name. Unknown names are left out."""
+    """The categories named, collections opened, in BFCL's order; the single-turn ones for no name. Unknown names are
+    left out."""
     wanted = {one for name in names or ("single_turn",) for one in COLLECTIONS.get(name, (name,))}
-    return tuple(category for category in CATEGORIES if category in wanted)
+    return tuple(category for category in (*CATEGORIES, *MULTI_TURN) if category in wanted)

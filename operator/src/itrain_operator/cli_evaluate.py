@@ -34,6 +34,11 @@ class CallFormat(StrEnum):
     LLAMA = "llama"
 
 
+class ToolResults(StrEnum):
+    TOOL = "tool"
+    USER = "user"
+
+
 class DevFormat(StrEnum):
     TOOLACE = "toolace"
     XLAM = "xlam"
@@ -85,6 +90,14 @@ def evaluate(
         CallFormat, typer.Option("--call-format", help="how answers write calls")
     ] = CallFormat.PYTHONIC,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="of an answer")] = 512,
+    tool_results: Annotated[
+        ToolResults | None,
+        typer.Option(
+            "--tool-results",
+            help="how a dialogue shows what calls returned: a tool turn each or one user turn; default: tool, at an"
+            " endpoint without --native user",
+        ),
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", min=1, help="items in flight; default: 64, 8 at an endpoint")
     ] = None,
@@ -115,6 +128,7 @@ def evaluate(
         "--limit": limit,
         "--call-format": call_format.value,
         "--max-new-tokens": max_new_tokens,
+        "--tool-results": tool_results.value if tool_results else None,
         "--concurrency": concurrency,
         "--timeout": timeout,
         "--retries": retries,

@@ -1,11 +1,20 @@
-"""BFCL's gold as an answer would write it: first allowed values, Java and JavaScript as source text."""
+"""BFCL's gold as an answer would write it: first allowed values, Java and JavaScript as source text; dialogues."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 from typing import Any
 
+from itrain_contract.bfcl import MULTI_TURN
+from itrain_pipeline.evals.bfcl import official
 from itrain_pipeline.evals.bfcl_data import BfclItem
 from itrain_pipeline.records import ToolCall
+from itrain_pipeline.toolcalls.serialise import serialise
+
+Dialogue = list[list[str]]
+"""[turn][step]: answers as a model writes them, all calls of a turn in one step."""
 
 
 def gold_answer(item: BfclItem, *, optional: bool = False) -> list[ToolCall]:
@@ -82,3 +91,27 @@ def javascript(value: Any, kind: str) -> str:
 
 def javascript_element(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) else javascript(value, "any")
+
+
+def gold_dialogues() -> dict[str, Dialogue]:
+    """Every gold dialogue as text in our call format; an argument by position gets its method's parameter name."""
+    package = official()
+    paths = importlib.import_module("bfcl_eval.constants.executable_backend_config").CLASS_FILE_PATH_MAPPING
+    found = {}
+    for category in MULTI_TURN:
+        for entry, answer in zip(package.load_entries(category), package.load_answers(category), strict=True):
+            classes = [getattr(importlib.import_module(paths[c]), c) for c in entry["involved_classes"]]
+            turns = [[written(call, classes) for call in turn] for turn in answer["ground_truth"]]
+            found[entry["id"]] = [[serialise(turn, "pythonic")] if turn else [] for turn in turns]
+    return found
+
+
+def written(text: str, classes: list[type]) -> ToolCall:
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert isinstance(call.func, ast.Name)
+    method = next(getattr(cls, call.func.id) for cls in classes if hasattr(cls, call.func.id))
+    names = list(inspect.signature(method).parameters)[1:]
+    by_position = {name: ast.literal_eval(value) for name, value in zip(names, call.args, strict=False)}
+    by_name = {str(argument.arg): ast.literal_eval(argument.value) for argument in call.keywords}
+    return ToolCall(name=call.func.id, arguments=by_position | by_name)

@@ -1,8 +1,9 @@
 """The official `bfcl evaluate` on a folder of results, in a process of its own; prints right and total by category.
 
-`python -m itrain_testing.officialbfcl FOLDER`, with FOLDER/result inside. What runs is bfcl_eval's own runner, checker
-and the handler of the entry under which results are exported, decoder included. What is not installed and what judging
-never uses are empty modules; the list of all models, which imports every vendor's client, is that one entry.
+`python -m itrain_testing.officialbfcl FOLDER [CATEGORY]`, with FOLDER/result inside; `--partial` if it lacks answers.
+What runs is bfcl_eval's own runner, checker and the handler of the entry under which results are exported, decoder
+included. What is not installed and what judging never uses are empty modules; the list of all models, which imports
+every vendor's client, is that one entry.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from itrain_pipeline.evals.bfclresults import ENTRY
 UNUSED = ("tenacity", "tree_sitter", "tree_sitter_java", "tree_sitter_javascript", "tabulate", "overrides")
 
 
-def judge(root: Path) -> dict[str, tuple[int, int]]:
+def judge(root: Path, category: str = "single_turn", *, partial: bool = False) -> dict[str, tuple[int, int]]:
     os.environ["BFCL_PROJECT_ROOT"] = str(root)
     for name in UNUSED:
         if importlib.util.find_spec(name) is None:
@@ -41,7 +42,7 @@ def judge(root: Path) -> dict[str, tuple[int, int]]:
         **said,
     )
     runner = importlib.import_module("bfcl_eval.eval_checker.eval_runner")
-    runner.main([ENTRY], ["single_turn"], "result", "score")
+    runner.main([ENTRY], [category], "result", "score", partial_eval=partial)
     scores = {}
     for file in (root / "score").rglob("BFCL_v4_*_score.json"):
         head = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
@@ -58,5 +59,6 @@ def _empty(name: str) -> types.ModuleType:
 
 
 if __name__ == "__main__":
-    found = judge(Path(sys.argv[1]))
+    words = [word for word in sys.argv[1:] if word != "--partial"]
+    found = judge(Path(words[0]), *words[1:], partial=len(words) < len(sys.argv) - 1)
     sys.stdout.write("\n" + json.dumps(found) + "\n")

@@ -50,6 +50,7 @@ def test_every_option_of_the_pipeline_can_be_given(tmp_path: Path) -> None:
         "--api-key-env": "K", "--dev-format": "xlam", "--call-format": "hermes", "--max-new-tokens": "7",
         "--concurrency": "2", "--timeout": "3.5", "--retries": "0", "--export-bfcl": "e", "--benchmark": "dev",
         "--data": "dev=d", "--categories": "c", "--limit": "1", "--adapter": "a", "--output": "json",
+        "--tool-results": "user",
     }  # fmt: skip
     given = [part for pair in values.items() for part in pair]
     _, told = run(tmp_path, *given, "--native", "--plain")

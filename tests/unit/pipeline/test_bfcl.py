@@ -128,7 +128,7 @@ def test_a_limit_takes_the_first_items_of_each_category() -> None:
 
 
 def test_an_unknown_category_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"no single-turn BFCL category 'simple'; allowed: .*simple_python"):
+    with pytest.raises(ConfigError, match=r"no BFCL category 'simple'; allowed: .*simple_python"):
         load_items(["simple"])
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import inspect
 import json
 import subprocess
 import sys
@@ -16,40 +13,16 @@ import pytest
 
 from itrain_contract.names import ExitCode
 from itrain_pipeline.errors import DataError, RetryableError
-from itrain_pipeline.evals.bfcl import official
 from itrain_pipeline.evals.bfcl_sandbox import CATEGORIES, UNKNOWN, call_text
 from itrain_pipeline.evals.dialogues import Sandbox, main, read_turns
 from itrain_pipeline.records import Prediction, ToolCall, read_jsonl
 from itrain_pipeline.toolcalls.serialise import serialise
-
-Dialogue = list[list[str]]
-"""[turn][step]: answers as a model writes them, all calls of a turn in one step."""
+from itrain_testing.bfclgold import Dialogue, gold_dialogues
 
 
 @pytest.fixture(scope="module")
 def gold() -> dict[str, Dialogue]:
-    """Every gold answer as text in our call format; an argument by position gets its method's parameter name."""
-    package = official()
-    paths = importlib.import_module("bfcl_eval.constants.executable_backend_config").CLASS_FILE_PATH_MAPPING
-    found = {}
-    for category in CATEGORIES:
-        name = f"multi_turn_{category}"
-        for entry, answer in zip(package.load_entries(name), package.load_answers(name), strict=True):
-            classes = [getattr(importlib.import_module(paths[c]), c) for c in entry["involved_classes"]]
-            turns = [[written(call, classes) for call in turn] for turn in answer["ground_truth"]]
-            found[entry["id"]] = [[serialise(turn, "pythonic")] if turn else [] for turn in turns]
-    return found
-
-
-def written(text: str, classes: list[type]) -> ToolCall:
-    call = ast.parse(text, mode="eval").body
-    assert isinstance(call, ast.Call)
-    assert isinstance(call.func, ast.Name)
-    method = next(getattr(cls, call.func.id) for cls in classes if hasattr(cls, call.func.id))
-    names = list(inspect.signature(method).parameters)[1:]
-    by_position = {name: ast.literal_eval(value) for name, value in zip(names, call.args, strict=False)}
-    by_name = {str(argument.arg): ast.literal_eval(argument.value) for argument in call.keywords}
-    return ToolCall(name=call.func.id, arguments=by_position | by_name)
+    return gold_dialogues()
 
 
 @pytest.fixture(scope="module")

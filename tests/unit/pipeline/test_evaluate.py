@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from itrain_contract.bfcl import CATEGORIES
+from itrain_contract.bfcl import CATEGORIES, MULTI_TURN
 from itrain_contract.names import TERMINATION_MESSAGE_LIMIT_BYTES
 from itrain_contract.stageio import StageResult, TerminationSummary
 from itrain_contract.stages import StageKind
@@ -194,9 +194,12 @@ def test_iteration_zero_has_base_and_warmup_and_later_ones_their_own(tmp_path: P
 
 def test_a_full_evaluation_fits_the_termination_message_with_its_metrics(tmp_path: Path) -> None:
     """Both points on every category: the operator reads metrics from 4 KiB, so the base has only its headlines."""
-    found = {name: [*predictions(name, 0.37, random.Random(name)), *api_bank(name)] for name in ("base", "warmup")}
+    every = (*CATEGORIES, *MULTI_TURN)
+    found = {
+        name: [*predictions(name, 0.37, random.Random(name), every), *api_bank(name)] for name in ("base", "warmup")
+    }
     made = build_output(found, tmp_path, counters={"decoded": 1e6}, info={})
-    assert {f"bfcl/{name}/accuracy" for name in CATEGORIES} <= made.metrics.keys()
+    assert {f"bfcl/{name}/accuracy" for name in every} <= made.metrics.keys()
     assert {"dev/call_accuracy", "dev/call_accuracy_se", "base/dev/call_accuracy", "base/bfcl/n"} <= made.metrics.keys()
     assert "base/bfcl/simple_python/accuracy" not in made.metrics
     assert made.metrics["apibank/level_2/n"] == 135

@@ -265,7 +265,7 @@ def test_the_key_comes_from_the_environment_and_stays_there(
         (["model", "--benchmark", "dev", "--export-bfcl", "x"], "--export-bfcl needs --benchmark bfcl"),
         (["model", "--data", "x"], "--data: got 'x', expected NAME=URI"),
         (["model", "--data", "apibank=x"], "--data names 'apibank', which is no --benchmark"),
-        (["model", "--categories", "nonsense"], "--categories: no single-turn BFCL category 'nonsense'"),
+        (["model", "--categories", "nonsense"], "--categories: no BFCL category 'nonsense'"),
         (["model", "--categories", "irrelevance", "--categories", "multiple"], "'bfcl' has two values"),
         (["model", "--benchmark", "nonsense"], "benchmark 'nonsense': known here are"),
         (["/nowhere", "--limit", "1"], "there is no such folder"),

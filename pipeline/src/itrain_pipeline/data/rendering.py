@@ -122,6 +122,14 @@ class Renderer:
         self._refuse_controls(text)
         return (*self._plain(text.strip()), self.end_of_turn_id)
 
+    def spare_controls(self, text: str) -> str:
+        """A text without control tokens, which would end or forge a turn: what a model wrote or a tool returned, as
+        it may stand in a later prompt."""
+        while any(control in text for control in self._controls):
+            for control in self._controls:
+                text = text.replace(control, "")
+        return text
+
     def answer_text(self, ids: Sequence[int]) -> str:
         """The text of sampled ids up to the end of the turn; the inverse of `answer_ids` for stripped texts."""
         kept = list(ids)

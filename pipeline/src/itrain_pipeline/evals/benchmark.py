@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from itrain_pipeline.errors import ConfigError, DataError, PermanentError, StageError
 from itrain_pipeline.evals.errors import ErrorClass, Finding
 from itrain_pipeline.evals.metrics import Rate, Score
+from itrain_pipeline.evals.scripts import Script
 from itrain_pipeline.records import Message, ToolCall
 from itrain_pipeline.toolcalls.parse import ParseResult
 
@@ -38,7 +39,8 @@ class Item:
     """One question. `category` is part of a metric's name: a-z, 0-9 and `_`.
 
     `messages` and `tools` are rendered as the run renders everything; a leading system message is joined with the
-    run's own. `prompt_ids`, where given, are asked as they are. `gold` is the judge's alone.
+    run's own. `prompt_ids`, where given, are asked as they are. `gold` is the judge's alone. With a `script` the item
+    is a dialogue, which its world judges; `messages` are then those of its first prompt.
     """
 
     category: str
@@ -47,6 +49,7 @@ class Item:
     tools: tuple[dict[str, Any], ...]
     gold: Any
     prompt_ids: tuple[int, ...] = ()
+    script: Script | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from itrain_contract.bfcl import MULTI_TURN
 from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.evals.benchmark import Answer, Item, Judgement, Opening, judged
 from itrain_pipeline.evals.bfcl_data import (
@@ -92,13 +93,15 @@ def official() -> Official:
 
 
 def load_items(categories: Sequence[str] = (), limit: int = 0) -> list[BfclItem]:
-    """The items of the chosen categories (empty: all single-turn ones), the first `limit` of each (0: all).
+    """The single-turn items of the chosen categories (empty: all), the first `limit` of each (0: all).
 
     Raises ConfigError for an unknown category, DataError where questions and answers do not fit together.
     """
     package = official()
     items: list[BfclItem] = []
     for category in select_categories(categories):
+        if category in MULTI_TURN:
+            continue
         shown = package.load_entries(category, include_language_specific_hint=True)
         plain = package.load_entries(category, include_language_specific_hint=False)
         answers: list[dict[str, Any]] = [{}] * len(plain)
@@ -177,18 +180,21 @@ def _judgement(findings: tuple[Finding, ...], error_type: str, message: str = ""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bfcl:
-    """BFCL's single-turn categories as a benchmark."""
+    """BFCL's categories as a benchmark; `dialogues` are its multi-turn items."""
 
     questions: Sequence[BfclItem]
+    dialogues: Sequence[Item] = ()
     name: str = "bfcl"
 
     def items(self) -> list[Item]:
-        return [
+        asked = [
             Item(category=item.category, id=item.id, messages=item.messages, tools=item.tools, gold=item)
             for item in self.questions
         ]
+        return [*asked, *self.dialogues]
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
+        """Of a single-turn item; a dialogue's world judges it."""
         return judge(item.gold, answer.calls, well_formed=answer.well_formed)
 
     def groups(self, rates: Mapping[str, Rate]) -> Mapping[str, Score | None]:
@@ -200,4 +206,9 @@ class Bfcl:
 
 def open_bfcl(opening: Opening) -> Bfcl:
     """The installed package's data. Raises ConfigError as `official` and `load_items` do."""
-    return Bfcl(questions=load_items(opening.categories, opening.limit))
+    from itrain_pipeline.evals.bfcl_dialogues import load_dialogues  # which needs what stands above
+
+    return Bfcl(
+        questions=load_items(opening.categories, opening.limit),
+        dialogues=load_dialogues(opening.categories, opening.limit),
+    )

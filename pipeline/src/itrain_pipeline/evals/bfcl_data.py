@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from itrain_contract.bfcl import CATEGORIES, COLLECTIONS, opened
+from itrain_contract.bfcl import CATEGORIES, COLLECTIONS, MULTI_TURN, opened
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.evals.errors import ErrorClass, GoldCall, GoldParameter, equal_values, parameter_names
 from itrain_pipeline.records import Message, ToolCall
@@ -45,14 +45,14 @@ class BfclItem:
 
 
 def select_categories(requested: Sequence[str]) -> tuple[str, ...]:
-    """The categories asked for in BFCL's order; empty means all. Collections (`live`, `non_live`) are opened.
+    """The categories asked for in BFCL's order; empty means the single-turn ones. Collections (`live`, …) are opened.
 
-    Raises ConfigError for a name that is no single-turn category.
+    Raises ConfigError for a name that is no category of its first two parts.
     """
     for name in requested:
-        if name not in COLLECTIONS and name not in CATEGORIES:
-            allowed = ", ".join((*COLLECTIONS, *CATEGORIES))
-            raise ConfigError(f"stages.evaluate.categories: no single-turn BFCL category {name!r}; allowed: {allowed}")
+        if name not in COLLECTIONS and name not in CATEGORIES and name not in MULTI_TURN:
+            allowed = ", ".join((*COLLECTIONS, *CATEGORIES, *MULTI_TURN))
+            raise ConfigError(f"stages.evaluate.categories: no BFCL category {name!r}; allowed: {allowed}")
     return opened(requested)
 
 

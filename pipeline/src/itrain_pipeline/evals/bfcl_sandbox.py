@@ -2,12 +2,13 @@
 
 The official executor evaluates call texts. Here such a text is only ever made from a whitelisted method's name and
 literals, by our own serialiser, and the process has no network, writes no file, starts no process, and has a bound on
-memory. One JSON request a line on standard input, one verdict a line on standard output; `dialogues.Sandbox` keeps the
-time.
+memory. One JSON request a line on standard input, one verdict or a step's results a line on standard output;
+`dialogues.Sandbox` keeps the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import inspect
@@ -16,7 +17,7 @@ import keyword
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ MEMORY_BYTES: Final = 2 << 30
 CPU_SECONDS: Final = 3600
 UNKNOWN: Final = "'no such tool'"
 """What stands for a call that cannot be made: a literal, whose value no gold result has."""
+RESULT_CHARACTERS: Final = 1 << 17
+"""Of one call's result: more than any context takes. Longer ones are cut."""
 FORBIDDEN: Final = (
     "socket.", "subprocess.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.remove", "os.rename",
     "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.kill", "shutil.",
@@ -46,6 +49,7 @@ class Backends:
     entries: Mapping[str, dict[str, Any]]
     gold: Mapping[str, list[list[str]]]
     check: Callable[..., dict[str, Any]]
+    execute: Callable[..., tuple[list[str], dict[str, Any]]]
     instances: dict[str, Any]
     """The executor's module globals, where it keeps its backends under the model's name."""
     methods: Mapping[str, frozenset[str]]
@@ -60,16 +64,54 @@ class Backends:
         entry, gold = self.entries[entry_id], self.gold[entry_id]
         if len(turns) != len(gold):
             return _verdict(False, "multi_turn:force_terminated", f"{len(turns)} turns instead of {len(gold)}")
-        known = frozenset().union(*(self.methods[name] for name in entry["involved_classes"]))
+        known = self._known(entry)
         texts = [[[call_text(name, arguments, known) for name, arguments in step] for step in turn] for turn in turns]
+        with self._fresh() as model:
+            found = self.check(texts, gold, entry, entry_id.rsplit("_", 1)[0], model)
+        return _verdict(bool(found["valid"]), str(found.get("error_type", "")), str(found.get("error_message", "")))
+
+    def run(self, entry_id: str, steps: Sequence[Sequence[Sequence[Any]]]) -> list[str]:
+        """What the calls of the last step return to the model, all steps run from the entry's beginning."""
+        entry = self.entries[entry_id]
+        known = self._known(entry)
+        results: list[str] = []
+        with self._fresh() as model:
+            for step in steps:
+                texts = [call_text(name, arguments, known) for name, arguments in step]
+                results, _ = self.execute(
+                    texts,
+                    entry["initial_config"],
+                    entry["involved_classes"],
+                    model,
+                    entry_id,
+                    long_context="long_context" in entry_id,
+                )
+                results = [
+                    refusal(name, known) if text == UNKNOWN else result
+                    for text, (name, _), result in zip(texts, step, results, strict=True)
+                ]
+        return [result[:RESULT_CHARACTERS] for result in results]
+
+    def _known(self, entry: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset().union(*(self.methods[name] for name in entry["involved_classes"]))
+
+    @contextlib.contextmanager
+    def _fresh(self) -> Iterator[str]:
+        """A model's name never used before, whose backends are dropped at the end."""
         self.calls += 1
         model = f"itrain{self.calls}x"
         try:
-            found = self.check(texts, gold, entry, entry_id.rsplit("_", 1)[0], model)
+            yield model
         finally:
             for name in [name for name in self.instances if name.startswith(model)]:
                 del self.instances[name]
-        return _verdict(bool(found["valid"]), str(found.get("error_type", "")), str(found.get("error_message", "")))
+
+
+def refusal(name: object, known: frozenset[str]) -> str:
+    """What the model is told of a call that cannot be made, in the official executor's words."""
+    if isinstance(name, str) and name in known:
+        return "Error during execution: invalid syntax"
+    return f"Error during execution: name {str(name).partition('.')[0]!r} is not defined"
 
 
 def call_text(name: object, arguments: object, known: frozenset[str]) -> str:
@@ -97,6 +139,7 @@ def load_backends() -> Backends:
         entries={entry["id"]: entry for entry in entries},
         gold={answer["id"]: answer["ground_truth"] for answer in answers},
         check=checker.multi_turn_checker,
+        execute=utils.execute_multi_turn_func_call,
         instances=vars(utils),
         methods={
             name: frozenset(m for m, _ in inspect.getmembers(cls, inspect.isfunction) if not m.startswith("_"))
@@ -144,7 +187,11 @@ def main() -> None:
     answers.flush()
     for line in requests:
         request = json.loads(line)
-        answers.write(json.dumps(backends.judge(request["id"], request["turns"])) + "\n")
+        if "steps" in request:
+            told: dict[str, Any] = {"results": backends.run(request["id"], request["steps"])}
+        else:
+            told = backends.judge(request["id"], request["turns"])
+        answers.write(json.dumps(told) + "\n")
         answers.flush()
     os._exit(0)  # the temporary folder is the parent's to remove
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from typing import Any, Self
 from itrain_contract.names import ExitCode
 from itrain_pipeline.data.sources import read_file
 from itrain_pipeline.errors import DataError, RetryableError, StageError
+from itrain_pipeline.evals.benchmark import Judgement
+from itrain_pipeline.evals.conversing import MAX_STEPS
+from itrain_pipeline.evals.errors import ErrorClass
 from itrain_pipeline.evals.metrics import flat_metrics, score_groups
 from itrain_pipeline.records import Prediction, ToolCall, write_jsonl
 from itrain_pipeline.toolcalls.parse import json_call, parse
@@ -33,8 +37,6 @@ Turns = Sequence[Sequence[Sequence[ToolCall]]]
 SECONDS = 20.0
 """For one dialogue; a gold one takes 2 ms."""
 START_SECONDS = 120.0
-MAX_STEPS = 20
-"""Of one turn, as the official runner has it: what goes on longer is judged as it stood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,14 @@ class Verdict:
     valid: bool
     error_type: str = ""
     message: str = ""
+
+
+class SandboxError(Exception):
+    """The process hung (`time_limit`) or ended (`died`) over calls."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"sandbox:{kind}: {detail}")
+        self.kind, self.detail = kind, detail
 
 
 class Sandbox:
@@ -68,28 +78,54 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
-        self._folder.cleanup()
+        self.close()
 
     def judge(self, entry_id: str, turns: Turns) -> Verdict:
         """The official verdict. A dialogue on which the process hangs or dies is wrong, and the next has a new one.
 
         Raises DataError for an entry that BFCL does not have.
         """
-        process = self._process or self._start()
-        if entry_id not in self.entries:
-            raise DataError(f"BFCL has no multi-turn entry {entry_id!r}")
-        calls = [[[[call.name, call.arguments] for call in step] for step in turn] for turn in turns]
         try:
-            told = self._ask(process, json.dumps({"id": entry_id, "turns": calls}), self._seconds)
-        except TimeoutError:
-            self._end()
-            return Verdict(valid=False, error_type="sandbox:time_limit", message=f"more than {self._seconds:g} s")
-        except (BrokenPipeError, EOFError):
-            code = process.wait()
-            self._end()
-            return Verdict(valid=False, error_type="sandbox:died", message=f"exit code {code}")
+            told = self._told(entry_id, "turns", [[as_pairs(step) for step in turn] for turn in turns])
+        except SandboxError as error:
+            return Verdict(valid=False, error_type=f"sandbox:{error.kind}", message=error.detail)
         return Verdict(valid=told["valid"], error_type=told["error_type"], message=told["message"])
+
+    def run(self, entry_id: str, turns: Turns) -> list[str]:
+        """What the calls of the last step return to the model; all steps are run from the entry's beginning.
+
+        Raises SandboxError where the process hangs or dies over it, DataError as `judge`.
+        """
+        results: list[str] = self._told(entry_id, "steps", [as_pairs(step) for turn in turns for step in turn])[
+            "results"
+        ]
+        return results
+
+    def close(self) -> None:
+        self._end()
+        self._folder.cleanup()
+
+    def _told(self, entry_id: str, what: str, calls: Any) -> dict[str, Any]:
+        """One request's answer. A process that dies is believed only when a second one does so too: the first may have
+        used up its processor time on the dialogues before."""
+        try:
+            request = json.dumps({"id": entry_id, what: calls})
+        except (ValueError, RecursionError) as error:  # a number or a depth that JSON cannot hold
+            raise SandboxError("died", f"calls that cannot be sent: {error}") from error
+        code = 0
+        for _ in range(2):
+            process = self._process or self._start()
+            if entry_id not in self.entries:
+                raise DataError(f"BFCL has no multi-turn entry {entry_id!r}")
+            try:
+                return self._ask(process, request, self._seconds)
+            except TimeoutError:
+                self._end()
+                raise SandboxError("time_limit", f"more than {self._seconds:g} s") from None
+            except (BrokenPipeError, EOFError):
+                code = process.wait()
+                self._end()
+        raise SandboxError("died", f"exit code {code}")
 
     def _start(self) -> subprocess.Popen[str]:
         environ = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
@@ -112,7 +148,7 @@ class Sandbox:
 
     @staticmethod
     def _ask(process: subprocess.Popen[str], request: str, seconds: float) -> dict[str, Any]:
-        """One line out, one line in. An answer is written at once and shorter than a pipe holds.
+        """One line out, one line in. The process reads a whole request and writes an answer without computing between.
 
         Raises TimeoutError, EOFError where the process ended, BrokenPipeError where it had ended before.
         """
@@ -138,6 +174,32 @@ class Sandbox:
                     with contextlib.suppress(BrokenPipeError):  # a request that a dead process never read
                         stream.close()
             self._process = None
+
+
+def as_pairs(step: Sequence[ToolCall]) -> list[list[Any]]:
+    return [[call.name, call.arguments] for call in step]
+
+
+_CLASSES: Mapping[str, ErrorClass] = {
+    "multi_turn:force_terminated": ErrorClass.STEP_LIMIT,
+    "multi_turn:empty_turn_model_response": ErrorClass.MISSED_CALL,
+    "multi_turn:instance_state_mismatch": ErrorClass.STATE_MISMATCH,
+    "multi_turn:execution_response_mismatch": ErrorClass.RESULT_MISMATCH,
+    "sandbox:time_limit": ErrorClass.BACKEND_LIMIT,
+    "sandbox:died": ErrorClass.BACKEND_LIMIT,
+}
+
+
+def judgement_of(verdict: Verdict, unreadable: frozenset[int] = frozenset()) -> Judgement:
+    """A verdict in our own terms. `unreadable` are the turns that end in a call which cannot be read: where the first
+    finding is that such a turn has no call, the class is `format`."""
+    if verdict.valid:
+        return Judgement(correct=True)
+    error_class = _CLASSES.get(verdict.error_type)
+    turn = re.search(r"for turn (\d+)", verdict.message)
+    if error_class is ErrorClass.MISSED_CALL and turn and int(turn.group(1)) in unreadable:
+        error_class = ErrorClass.FORMAT
+    return Judgement(correct=False, error_class=error_class, detail=f"{verdict.error_type}: {verdict.message}")
 
 
 def read_turns(result: object, call_format: str) -> list[list[list[ToolCall]]]:
@@ -175,7 +237,7 @@ def judge_results(rows: Iterable[object], sandbox: Sandbox, call_format: str, po
         if not isinstance(row, Mapping) or not isinstance(name, str) or name in found:
             raise DataError(f"row {number}: expected an id that was not there before, found {name!r}")
         try:
-            verdict = sandbox.judge(name, read_turns(row.get("result"), call_format))
+            judgement = judgement_of(sandbox.judge(name, read_turns(row.get("result"), call_format)))
         except DataError as error:
             raise DataError(f"row {number} ({name}): {error}") from error
         found[name] = Prediction(
@@ -184,8 +246,9 @@ def judge_results(rows: Iterable[object], sandbox: Sandbox, call_format: str, po
             id=name,
             point=point,
             output=json.dumps(row.get("result"), ensure_ascii=False),
-            correct=verdict.valid,
-            detail=": ".join(part for part in (verdict.error_type, verdict.message) if part),
+            correct=judgement.correct,
+            error_class=judgement.error_class.value if judgement.error_class else None,
+            detail=judgement.detail,
         )
     return list(found.values())
 

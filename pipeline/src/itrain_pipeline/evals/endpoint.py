@@ -12,16 +12,25 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from itrain_pipeline.data.rendering import CallFormat
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.evals.benchmark import Item
-from itrain_pipeline.evals.nativecalls import native_text, prompt_messages, wire_messages, wire_names, wire_tools
+from itrain_pipeline.evals.nativecalls import (
+    native_text,
+    prompt_messages,
+    wire_dialogue,
+    wire_messages,
+    wire_names,
+    wire_tools,
+)
+from itrain_pipeline.records import Message
 
 FIRST_DELAY_S: Final = 0.5
 MAX_DELAY_S: Final = 30.0
@@ -115,20 +124,34 @@ class Endpoint:
     def body(self, item: Item) -> tuple[dict[str, Any], dict[str, str]]:
         """The request of an item, and the names of its tools as sent. Raises DataError for a dialogue that cannot be
         sent."""
-        target = self._target
-        body: dict[str, Any] = {"model": target.model, "temperature": 0.0, "max_tokens": target.max_new_tokens}
-        if not target.native:
-            return body | {"messages": prompt_messages(item.messages, item.tools, target.call_format)}, {}
+        if not self._target.native:
+            return self._body(prompt_messages(item.messages, item.tools, self._target.call_format)), {}
         names = wire_names(item.tools)
-        body["messages"] = wire_messages(item.messages, names, target.call_format)
-        if item.tools:
-            body |= {"tools": wire_tools(item.tools, names), "tool_choice": "auto"}
-        return body, names
+        return self._body(wire_messages(item.messages, names, self._target.call_format), item.tools, names), names
+
+    def _body(
+        self,
+        messages: list[Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+        names: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, Any]:
+        target = self._target
+        body = {"model": target.model, "temperature": 0.0, "max_tokens": target.max_new_tokens, "messages": messages}
+        return body | ({"tools": wire_tools(tools, names), "tool_choice": "auto"} if tools else {})
 
     async def ask(self, item: Item) -> Reply:
         """Greedy. Raises ItemError once the retries are used up or the server refuses the item, TooLongError, and
         ConfigError for a key or a model that it does not know."""
-        body, names = self.body(item)
+        return await self._send(*self.body(item))
+
+    async def say(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Reply:
+        """The next answer of a dialogue, whose earlier answers are texts that this endpoint gave. Raises as `ask`."""
+        if not self._target.native:
+            return await self._send(self._body(prompt_messages(messages, tools, self._target.call_format)), {})
+        names = wire_names(tools)
+        return await self._send(self._body(wire_dialogue(messages, names), tools, names), names)
+
+    async def _send(self, body: dict[str, Any], names: Mapping[str, str]) -> Reply:
         for attempt in range(self._target.retries + 1):
             try:
                 async with asyncio.timeout(self._target.timeout_s):

@@ -16,7 +16,7 @@ from typing import Any, Final
 from itrain_contract.names import ExitCode
 from itrain_pipeline.data.rendering import CallFormat, system_text
 from itrain_pipeline.errors import ConfigError, DataError, StageError
-from itrain_pipeline.records import Message
+from itrain_pipeline.records import Message, ToolCall
 from itrain_pipeline.toolcalls.literals import LiteralError
 from itrain_pipeline.toolcalls.parse import ParseResult, json_call, parse
 
@@ -116,14 +116,7 @@ def wire_messages(messages: Sequence[Message], names: Mapping[str, str], call_fo
         calls = parse(message.content, call_format).calls if message.role == "assistant" else ()
         if calls:
             waiting = [f"call_{at}_{number}" for number in range(len(calls))]
-            functions = [
-                {"name": sent.get(c.name, c.name), "arguments": json.dumps(c.arguments, ensure_ascii=False)}
-                for c in calls
-            ]
-            listed = [
-                {"id": name, "type": "function", "function": function}
-                for name, function in zip(waiting, functions, strict=True)
-            ]
+            listed = [_sent_call(call, name, sent) for call, name in zip(calls, waiting, strict=True)]
             made.append({"role": "assistant", "content": "", "tool_calls": listed})
         elif message.role == "tool":
             if not waiting:
@@ -134,6 +127,37 @@ def wire_messages(messages: Sequence[Message], names: Mapping[str, str], call_fo
         else:
             made.append({"role": message.role, "content": message.content})
     return made
+
+
+def wire_dialogue(messages: Sequence[Message], names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A dialogue whose assistant turns are texts of `native_text`: their calls as `tool_calls`, each answered by a tool
+    turn. Calls that cannot be read have none, so they are left out."""
+    sent = {own: name for name, own in names.items()}
+    made: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for at, message in enumerate(messages):
+        if message.role == "assistant":
+            calls = read_native(message.content).calls
+            waiting = [f"call_{at}_{number}" for number in range(len(calls))]
+            made.append({"role": "assistant", "content": json.loads(message.content)["content"]})
+            if calls:
+                made[-1]["tool_calls"] = [
+                    _sent_call(call, name, sent) for call, name in zip(calls, waiting, strict=True)
+                ]
+        elif message.role == "tool":
+            made.append({"role": "tool", "tool_call_id": waiting.pop(0), "content": message.content})
+        else:
+            made.append({"role": message.role, "content": message.content})
+    return made
+
+
+def _sent_call(call: ToolCall, name: str, sent: Mapping[str, str]) -> dict[str, Any]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {
+        "id": name,
+        "type": "function",
+        "function": {"name": sent.get(call.name, call.name), "arguments": arguments},
+    }
 
 
 def prompt_messages(

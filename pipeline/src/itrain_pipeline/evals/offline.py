@@ -16,7 +16,7 @@ from typing import Any
 
 from itrain_contract.names import ExitCode
 from itrain_pipeline.data.sources import read_file
-from itrain_pipeline.errors import DataError, StageError
+from itrain_pipeline.errors import ConfigError, DataError, StageError
 from itrain_pipeline.evals.benchmark import Benchmark, Opening, open_benchmark
 from itrain_pipeline.evals.metrics import flat_metrics, score_groups
 from itrain_pipeline.evals.questions import build_questions, predict
@@ -95,6 +95,8 @@ def _act(arguments: argparse.Namespace) -> dict[str, float]:
         categories=tuple(arguments.category or ()), limit=arguments.limit, uri=arguments.uri or "", read=_read
     )
     benchmark = open_benchmark(arguments.benchmark, opening)
+    if any(item.script is not None for item in benchmark.items()):
+        raise ConfigError("a dialogue is not one question: python -m itrain_pipeline.evals.dialogues judges BFCL's")
     if arguments.questions:
         return {"questions": write_questions(benchmark, arguments.questions)}
     rows = _read(str(arguments.answers))

@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from itrain_pipeline.errors import DataError, PermanentError, StageError
 from itrain_pipeline.evals.benchmark import CATEGORY, Answer, Benchmark, Item, Judgement
+from itrain_pipeline.evals.conversing import Manner, Say, converse
 from itrain_pipeline.evals.errors import ErrorClass
+from itrain_pipeline.evals.scripts import Script
 from itrain_pipeline.records import Message, Prediction
 from itrain_pipeline.toolcalls.parse import ParseResult
 
@@ -23,8 +25,17 @@ class PromptRenderer(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """What a dialogue is held with."""
+
+    script: Script
+    tools: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One item. With `obstacle` it cannot be asked: it is counted as wrong, with that reason."""
+    """One item. With `obstacle` it cannot be asked: it is counted as wrong, with that reason. Of a `dialogue`
+    `prompt_ids` are the first prompt."""
 
     benchmark: str
     category: str
@@ -32,6 +43,7 @@ class Question:
     prompt_ids: tuple[int, ...]
     judge: Callable[[Answer], Judgement]
     obstacle: str = ""
+    dialogue: Dialogue | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -61,6 +73,7 @@ def build_questions(benchmark: Benchmark, items: Sequence[Item], renderer: Promp
                 prompt_ids=prompt_ids,
                 judge=_judge(benchmark, item),
                 obstacle=obstacle,
+                dialogue=None if item.script is None else Dialogue(script=item.script, tools=item.tools),
             )
         )
     return questions
@@ -70,6 +83,14 @@ def predict(question: Question, point: str, text: str, read: ReadAnswer, *, note
     """The judged record of one output; `note` is put before the detail (`cut at 512 tokens`)."""
     answer = Answer(text=text, parsed=read(text))
     return _prediction(question, point, text, question.judge(answer), note, answer.parsed.error or "")
+
+
+async def hold(
+    question: Question, dialogue: Dialogue, point: str, say: Say, read: ReadAnswer, manner: Manner
+) -> Prediction:
+    """Hold a dialogue; the judged record of it. Raises what `say` raises, but for NoRoomError."""
+    held = await converse(dialogue.script, dialogue.tools, say, read, manner)
+    return _prediction(question, point, held.output, held.judgement, held.note)
 
 
 def not_asked(question: Question, point: str, reason: str) -> Prediction:

@@ -18,6 +18,7 @@ from itrain_pipeline.evals.asking import Key
 from itrain_pipeline.evals.benchmark import Benchmark, Item, Opening, open_benchmark
 from itrain_pipeline.evals.devset import DevSet
 from itrain_pipeline.evals.questions import PromptRenderer, Question, build_questions
+from itrain_pipeline.evals.scripts import Script
 from itrain_pipeline.store import open_store
 
 MAX_REJECTED = 0.05
@@ -127,11 +128,20 @@ def collect(
     return questions, items, info
 
 
+def _scripted(script: Script | None) -> list[Any]:
+    """What a dialogue shows after its first prompt."""
+    if script is None:
+        return []
+    turns = [[[m.role, m.content] for m in turn] for turn in script.turns]
+    return [turns, {str(turn): tools for turn, tools in script.added.items()}, script.instruction, script.again]
+
+
 def common_settings(
     arguments: argparse.Namespace, items: Mapping[Key, Item], info: Mapping[str, str]
 ) -> dict[str, Any]:
     asked = [
-        [*key, [[m.role, m.content] for m in item.messages], item.tools, item.prompt_ids] for key, item in items.items()
+        [*key, [[m.role, m.content] for m in item.messages], item.tools, item.prompt_ids, *_scripted(item.script)]
+        for key, item in items.items()
     ]
     digest = hashlib.sha256(json.dumps(asked, ensure_ascii=False, default=str).encode("utf-8", "replace")).hexdigest()
     return {

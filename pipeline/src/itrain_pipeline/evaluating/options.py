@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=0, help="items per category, the first ones; 0 means all")
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--tool-results", choices=("tool", "user"), help="the turn in which a dialogue shows results")
     parser.add_argument("--concurrency", type=int, help="items in flight")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds of one attempt at an endpoint")
     parser.add_argument("--retries", type=int, default=4, help="attempts at an endpoint beyond the first")
@@ -49,6 +50,8 @@ def check_options(arguments: argparse.Namespace) -> None:
     for name, value in (ours if arguments.endpoint else theirs).items():
         if value:
             raise ConfigError(f"{name} is for {'a model folder' if arguments.endpoint else '--endpoint'} only")
+    if arguments.native and arguments.tool_results == "user":
+        raise ConfigError("--tool-results user: with --native what a call returns is its tool turn")
     for name in ("limit", "max_new_tokens", "concurrency", "timeout", "retries"):
         least = 0 if name in ("limit", "retries") else 1
         value = getattr(arguments, name)

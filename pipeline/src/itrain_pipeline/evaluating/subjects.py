@@ -19,9 +19,10 @@ from itrain_pipeline.data.rendering import system_text
 from itrain_pipeline.engine import open_engine
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.evals.benchmark import Benchmark, Item
+from itrain_pipeline.evals.conversing import Manner, NoRoomError, ResultsAs, Said
 from itrain_pipeline.evals.endpoint import Endpoint, Target, TooLongError
 from itrain_pipeline.evals.nativecalls import read_native
-from itrain_pipeline.evals.questions import Question, ReadAnswer, not_asked, predict
+from itrain_pipeline.evals.questions import Question, ReadAnswer, hold, not_asked, predict
 from itrain_pipeline.evaluating.benchmarks import collect, common_settings
 from itrain_pipeline.loraconfig import check_foreign_adapter
 from itrain_pipeline.records import Message, Prediction
@@ -55,7 +56,7 @@ def of_model(
     from itrain_pipeline.engine import choose_engine
     from itrain_pipeline.engine.vllm_versions import is_installed, serves_gpu
     from itrain_pipeline.stages.compute import compute_for
-    from itrain_pipeline.stages.evaluate import Asker
+    from itrain_pipeline.stages.evaluate import Asker, shows_results
     from itrain_pipeline.stages.modelfiles import content_hash, find_model
     from itrain_pipeline.stages.rendered import load_renderer, stop_token_ids
 
@@ -72,6 +73,7 @@ def of_model(
     renderer = load_renderer(model.folder, arguments.call_format, trust_remote_code=False)
     questions, items, info = collect(benchmarks, renderer)
     read = functools.partial(parse, call_format=arguments.call_format)
+    results = arguments.tool_results or shows_results(renderer)
     files = {} if adapter is None else {p.name: p for p in sorted(adapter.iterdir()) if p.is_file()}
     point = "base" if adapter is None else "adapter"
 
@@ -85,6 +87,7 @@ def of_model(
             read=read,
             max_new_tokens=arguments.max_new_tokens,
             stop_ids=stop_token_ids(model.folder, renderer),
+            results=results,
         )
 
         def counters() -> dict[str, float]:
@@ -101,6 +104,7 @@ def of_model(
             "engine": kind,
             "precision": compute.precision,
             "rendering": renderer.template_sha256,
+            **_results_setting(questions, results),
             **common_settings(arguments, items, info),
         },
         read=read,
@@ -127,9 +131,21 @@ def of_endpoint(
     questions, items, info = collect(benchmarks, _Bodies(endpoint))
     read: ReadAnswer = read_native if target.native else functools.partial(parse, call_format=target.call_format)
 
+    results: ResultsAs = "tool" if target.native else arguments.tool_results or "user"
+
+    async def say(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Said:
+        try:
+            reply = await endpoint.say(messages, tools)
+        except TooLongError as error:
+            raise NoRoomError(str(error)) from error
+        return Said(text=reply.text, note=reply.note)
+
     async def ask(question: Question) -> Prediction:
         if question.obstacle:
             return not_asked(question, target.model, question.obstacle)
+        if question.dialogue is not None:
+            manner = Manner(native=target.native, results=results)
+            return await hold(question, question.dialogue, target.model, say, read, manner)
         try:
             reply = await endpoint.ask(items[question.key])
         except TooLongError as error:
@@ -148,12 +164,18 @@ def of_endpoint(
             "endpoint": target.url,
             "mode": "native" if target.native else "prompt",
             "rendering": "native" if target.native else hashlib.sha256(wording.encode()).hexdigest(),
+            **_results_setting(questions, results),
             **common_settings(arguments, items, info),
         },
         read=read,
         start=lambda: (ask, endpoint.aclose, counters),
         concurrency=arguments.concurrency or ENDPOINT_CONCURRENCY,
     )
+
+
+def _results_setting(questions: Sequence[Question], results: ResultsAs) -> dict[str, str]:
+    """Of a command that holds dialogues."""
+    return {"tool_results": results} if any(question.dialogue is not None for question in questions) else {}
 
 
 class _Bodies:

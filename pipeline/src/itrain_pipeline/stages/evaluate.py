@@ -1,6 +1,6 @@
 """evaluate: greedy answers of each point on the dev set and the benchmarks, judged and counted.
 
-Finished batches lie in the work area, so a restarted attempt asks only what is left.
+Finished batches and dialogues lie in the work area, so a restarted attempt asks only what is left.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from itrain_contract.spec import DataSpec, ModelSpec
 from itrain_contract.stageio import StageInput, StageResult
@@ -21,15 +22,17 @@ from itrain_pipeline.data.rendering import Renderer
 from itrain_pipeline.data.sources import read_rows
 from itrain_pipeline.engine import open_engine
 from itrain_pipeline.errors import ConfigError, DataError, Interrupted
+from itrain_pipeline.evals.asking import Failure, ask_all
 from itrain_pipeline.evals.benchmark import Benchmark, Opening, open_benchmark
 from itrain_pipeline.evals.collect import prediction_file
 from itrain_pipeline.evals.contamination import overlap
+from itrain_pipeline.evals.conversing import Manner, NoRoomError, ResultsAs, Said
 from itrain_pipeline.evals.devset import DevSet
 from itrain_pipeline.evals.metrics import Groups, count_errors, flat_metrics, score_groups
-from itrain_pipeline.evals.questions import Question, ReadAnswer, build_questions, not_asked, predict
+from itrain_pipeline.evals.questions import Question, ReadAnswer, build_questions, hold, not_asked, predict
 from itrain_pipeline.learn.inputs import prepare_result
 from itrain_pipeline.ports import Engine, Ports, SamplingParams, StageOutput, Upstream
-from itrain_pipeline.records import Example, Prediction, read_jsonl, write_jsonl
+from itrain_pipeline.records import Example, Message, Prediction, read_jsonl, write_jsonl
 from itrain_pipeline.stages.compute import choose_compute
 from itrain_pipeline.stages.prepare import fetcher
 from itrain_pipeline.stages.rendered import check_template, load_renderer, stop_token_ids
@@ -72,6 +75,7 @@ def run(stage_input: StageInput, ports: Ports, *, engine_opener: EngineOpener = 
         read=functools.partial(parse, call_format=data.call_format),
         max_new_tokens=stage.max_new_tokens,
         stop_ids=stop_token_ids(model_dir, renderer),
+        results=shows_results(renderer),
     )
     found = asyncio.run(ask_points(asker, points, questions, ports))
     counters = engine.counters()
@@ -202,24 +206,48 @@ class Asker:
     read: ReadAnswer
     max_new_tokens: int
     stop_ids: tuple[int, ...]
+    results: ResultsAs = "tool"
+    """How a dialogue shows what its calls returned."""
 
     async def ask(self, question: Question, point: str) -> Prediction:
         """Greedy. A prompt without room for an answer is counted as wrong; every other error is raised."""
-        limit = self.engine.max_model_len
         if question.obstacle:
             return not_asked(question, point, question.obstacle)
-        if len(question.prompt_ids) >= limit:
-            reason = f"the prompt has {len(question.prompt_ids)} tokens, the model's context is {limit}"
-            return not_asked(question, point, reason)
+        if question.dialogue is not None:
+            manner = Manner(results=self.results, clean=self.renderer.spare_controls)
+            return await hold(question, question.dialogue, point, self._say, self.read, manner)
+        try:
+            said = await self._complete(question.prompt_ids)
+        except NoRoomError as error:
+            return not_asked(question, point, str(error))
+        return predict(question, point, said.text, self.read, note=said.note)
+
+    async def _say(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> Said:
+        return await self._complete(self.renderer.prompt_ids(messages, tools))
+
+    async def _complete(self, prompt_ids: Sequence[int]) -> Said:
+        limit = self.engine.max_model_len
+        if len(prompt_ids) >= limit:
+            raise NoRoomError(f"the prompt has {len(prompt_ids)} tokens, the model's context is {limit}")
         params = SamplingParams(
             seeds=(0,), temperature=0.0, max_tokens=self.max_new_tokens, stop_token_ids=self.stop_ids
         )
-        (completion,) = await self.engine.generate(question.prompt_ids, params)
+        (completion,) = await self.engine.generate(prompt_ids, params)
         ids = completion.token_ids
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
         note = f"cut after {len(ids)} tokens" if completion.finish_reason == "length" else ""
-        return predict(question, point, self.renderer.answer_text(ids), self.read, note=note)
+        return Said(text=self.renderer.answer_text(ids), note=note)
+
+
+def shows_results(renderer: Renderer) -> ResultsAs:
+    """Tool turns where the model's chat template takes them, else one user turn."""
+    turns = (Message(role="user", content="x"), Message(role="assistant", content="[f()]"))
+    try:
+        renderer.prompt_ids((*turns, Message(role="tool", content="1"), Message(role="tool", content="2")), ())
+    except ConfigError:
+        return "user"
+    return "tool"
 
 
 async def ask_points(
@@ -240,14 +268,16 @@ async def ask_points(
 async def ask_point(
     asker: Asker, point: str, questions: Sequence[Question], ports: Ports, progress: tuple[int, int]
 ) -> list[Prediction]:
-    """One point, batch by batch; what an earlier attempt finished is read from the work area.
+    """One point, batch by batch; then dialogues, of which as many are open and each is saved as it ends. What an
+    earlier attempt finished is read from the work area.
 
     `progress` = (questions before this point, questions of all points). Raises Interrupted once asked to stop.
     """
     batches = ports.work.names(f"{point}/")
     done = {(p.benchmark, p.category, p.id): p for name in batches for p in _finished(ports, name)}
     # By length, so that a batch wastes little on padding; the order of the results is that of the questions.
-    left = sorted((q for q in questions if q.key not in done), key=lambda q: len(q.prompt_ids))
+    missing = sorted((q for q in questions if q.key not in done), key=lambda q: len(q.prompt_ids))
+    left = [question for question in missing if question.dialogue is None]
     before, total = progress
     for start in range(0, len(left), BATCH):
         if ports.stop.is_set():
@@ -265,6 +295,24 @@ async def ask_point(
         write_jsonl(path, batch)
         ports.work.put(name, path)
         done.update({(p.benchmark, p.category, p.id): p for p in batch})
+
+    def keep(one: Prediction | Failure) -> None:
+        assert isinstance(one, Prediction)  # an engine has no item that it gives up
+        key = (one.benchmark, one.category, one.id)
+        name = f"{point}/dialogue-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.jsonl"
+        write_jsonl(ports.work.local / name, [one])
+        ports.work.put(name, ports.work.local / name)
+        done[key] = one
+        ports.progress.update(before + len(done), total, point)
+
+    await ask_all(
+        [question for question in missing if question.dialogue is not None],
+        lambda question: asker.ask(question, point),
+        keep,
+        concurrency=BATCH,
+        stop=ports.stop,
+        patience=1,
+    )
     return [done[question.key] for question in questions]
 
 
