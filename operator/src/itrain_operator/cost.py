@@ -218,6 +218,6 @@ def questions(stage: EvaluateStage, data: DataStatistics) -> int:
     """Of the dev set all, of each BFCL category the first `limit`."""
     count = data.dev if "dev" in stage.benchmarks else 0
     if "bfcl" in stage.benchmarks:
-        counts = [bfcl.ITEMS[name] for name in bfcl.opened(stage.categories)]
+        counts = [bfcl.ALL_ITEMS[name] for name in bfcl.opened(stage.categories)]
         count += sum(min(items, stage.limit or items) for items in counts)
     return count
