@@ -74,6 +74,10 @@ test: $(STAMP) ## every unit, repository and integration test (an S3 server and 
 test-volta: $(VOLTA_STAMP) ## both engines on the library versions of the Volta images (on a CPU)
 	$(VOLTA)/bin/python -m pytest tests/engines
 
+.PHONY: test-gpu
+test-gpu: $(STAMP) ## rows, precisions, loss scaler and DeepSpeed on a GPU (fails where there is none)
+	$(PY) -m pytest tests/gpu
+
 .PHONY: chart-test
 chart-test: $(STAMP) ## the Helm chart: linted, its own suites, every object held against its API (Helm is built with Go on first use)
 	@PYTHONPATH=tests/support $(PY) -m itrain_testing.chart
@@ -104,6 +108,10 @@ bench-search: $(STAMP) ## the search beside the released one, and each lever alo
 .PHONY: bench-train
 bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, SFT next to its SFTTrainer, perplexity next to the plain loop: build/bench/train.json (QUICK=1: short; ONLY=simpo, sft or ppl)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.training
+
+.PHONY: bench-train-gpu
+bench-train-gpu: $(STAMP) ## the same next to TRL on one GPU, an 8B-shaped model: build/bench/train-gpu.json (80 GB, 5 minutes)
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.training.gpu
 
 ## --- images ----------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def cpo_trainer(model: Any, tokenizer: Any, folder: Path, settings: SimpoSetting
                 cpo_alpha=0.0,
                 beta=settings.beta,
                 simpo_gamma=settings.gamma,
-                use_cpu=True,
+                use_cpu=model.device.type == "cpu",
                 report_to="none",
                 bf16=False,
                 gradient_checkpointing=False,

@@ -31,17 +31,20 @@ LEAK: Final = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 TRIPS: Final = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 """How a model's code may trip over a mask or an argument that it does not know."""
 FLEX_CAPABILITY: Final = (8, 0)
+FLEX_LENGTH: Final = 2048
+"""Tokens of a row up to which SDPA with a dense mask is as fast and has nothing to compile (docs/performance.md)."""
 
 
 def usable_form(model: Any, pairs: Sequence[PairRow], trees: Sequence[int], wanted: RowForm) -> RowForm:
     """`wanted`, or `separate` with one warning where the model's attention cannot take the mask.
 
-    Where the GPU has FlexAttention and the model takes it, the model is left with it; it stays with SDPA otherwise.
+    Where rows are long, the GPU has FlexAttention and the model takes it, the model is left with it; it stays with SDPA
+    otherwise.
     """
     if wanted == "separate" or not pairs:
         return wanted
     probe = first_tree(pairs, trees)
-    if _has_flex(model):
+    if longest_pair(pairs) > FLEX_LENGTH and _has_flex(model):
         base = _base(model)
         base.set_attn_implementation("flex_attention")
         if (reason := why_not(model, probe, backward=True)) is None:
@@ -60,6 +63,17 @@ def usable_form(model: Any, pairs: Sequence[PairRow], trees: Sequence[int], want
 
 def uses_flex(model: Any) -> bool:
     return bool(model.config.get_text_config()._attn_implementation == "flex_attention")
+
+
+def longest_pair(pairs: Sequence[PairRow]) -> int:
+    """Tokens of the longest row of one pair; a row of its tree is longer."""
+    return max(
+        max(
+            len(pair.context_ids) + len(pair.chosen_ids) + len(pair.rejected_ids),
+            len(pair.prompt_ids) + len(pair.truth_ids),
+        )
+        for pair in pairs
+    )
 
 
 def first_tree(pairs: Sequence[PairRow], trees: Sequence[int]) -> list[PairRow]:

@@ -98,7 +98,7 @@ def every_position(model: Any, rows: Sequence[Example]) -> tuple[list[float], in
     found: list[float] = []
     with torch.inference_mode():
         for row in rows:
-            ids_1T = torch.tensor([[*row.prompt_ids, *row.answer_ids]])
+            ids_1T = torch.tensor([[*row.prompt_ids, *row.answer_ids]], device=model.device)
             logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0, :-1].float()
             losses_T = torch.nn.functional.cross_entropy(logits_TV, ids_1T[0, 1:], reduction="none")
             found += (-losses_T[-len(row.answer_ids) :]).tolist()
@@ -112,10 +112,10 @@ def every_logit(model: Any, rows: Sequence[Example]) -> tuple[list[float], int]:
     found: list[float] = []
     with torch.inference_mode():
         for row in rows:
-            ids_1T = torch.tensor([[*row.prompt_ids, *row.answer_ids]])
+            ids_1T = torch.tensor([[*row.prompt_ids, *row.answer_ids]], device=model.device)
             logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0]
             answer_AV = logits_TV[len(row.prompt_ids) - 1 : -1].float().log_softmax(-1)
-            found += answer_AV.gather(-1, torch.tensor(row.answer_ids)[:, None])[:, 0].tolist()
+            found += answer_AV.gather(-1, torch.tensor(row.answer_ids, device=model.device)[:, None])[:, 0].tolist()
     return found, sum(map(_length, rows))
 
 
