@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from itrain_bench.learning import sweep
-from itrain_bench.learning.__main__ import verdict
+from itrain_bench.learning.__main__ import unlearned, verdict
 from itrain_bench.learning.arms import SEARCHES, Seed
 from itrain_bench.learning.learner import Learner
 from itrain_bench.learning.measure import QUICK, Size, measure
@@ -47,6 +47,12 @@ def test_pool_and_test_set_have_the_shares_they_say_and_share_no_question(render
     assert len(rare) / 400 == pytest.approx(POOL_RARE / 100, abs=0.05)
     assert not {e.messages[0].content for e in pool} & {e.messages[0].content for e in test.examples}
     assert not {e.tools[0]["description"] for e in pool} & {e.tools[0]["description"] for e in test.examples}
+
+
+def test_a_loss_beyond_doubt_fails_the_bench_and_one_that_may_be_chance_does_not() -> None:
+    lost = {"gain_iterations_over_warmup": -3.0, "gain_iterations_over_warmup_ci_high": -0.5}
+    assert unlearned(lost) == "the iterations lose to the warm-up: -3.0 points, 95 % up to -0.5"
+    assert unlearned({**lost, "gain_iterations_over_warmup_ci_high": 0.2}) == ""
 
 
 def properties(tools: tuple[dict[str, object], ...]) -> list[dict[str, list[str]]]:

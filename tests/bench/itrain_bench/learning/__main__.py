@@ -49,7 +49,18 @@ def main() -> int:
     arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     say(verdict(figures))
     print(arguments.out)
+    if reason := unlearned(figures):
+        say(f"bench-learning: {reason}")
+        return 1
     return 0
+
+
+def unlearned(figures: Figures) -> str:
+    """Why these iterations fail the bench: they have made the model worse than its warm-up, beyond doubt; else ""."""
+    high = float(figures["gain_iterations_over_warmup_ci_high"])
+    if high >= 0:
+        return ""
+    return f"the iterations lose to the warm-up: {figures['gain_iterations_over_warmup']:+} points, 95 % up to {high:+}"
 
 
 def changed(size: Size, assignments: Sequence[str]) -> Size:

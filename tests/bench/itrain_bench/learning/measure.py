@@ -141,6 +141,7 @@ def summary(right: Right, test: HeldOut, iterations: int) -> Figures:
     figures["best_sft"] = best
     compared = {
         "iterations_over_best_sft": (last["iteration"], best),
+        "iterations_over_warmup": (last["iteration"], "warmup"),
         "iterations_over_hard_sft": (last["iteration"], last["hard_sft"]),
         **{f"search_over_{name}": ("iteration_1", last[name]) for name in ONE_ITERATION},
     }
