@@ -66,6 +66,11 @@ def test_every_image_has_its_locks_hashed_whole_and_without_an_address(image: Im
         assert lock.with_suffix(".in").is_file()
 
 
+def test_what_stages_and_commands_import_by_name_is_in_every_image_that_runs_them() -> None:
+    named = {"openai", "tensorboard"}
+    assert [i.name for i in IMAGES if i.hardware and not named <= pinned(i.name).keys()] == []
+
+
 def test_volta_keeps_to_cuda_12_and_current_to_13() -> None:
     for image in ("trainer", "rollout"):
         for hardware, cuda in (("volta", "cu12"), ("current", "cu13")):
