@@ -18,7 +18,8 @@ from itrain_pipeline.ports import Engine
 from itrain_testing.tiny_model import write_random_adapter, write_tiny_model
 
 torch.set_num_threads(1)  # the model is small: two threads wait for each other longer than they work
-KINDS = ("transformers", "vllm")
+ENGINES = ("transformers", "vllm", *os.environ.get("ITRAIN_TEST_ENGINES", "").split())
+"""Kinds, and engines of other packages as `package.module:factory` (docs/extending.md)."""
 CONTEXT = 256
 BATCH_TOKENS = 2048
 
@@ -68,7 +69,7 @@ class Shelf:
             self._shared = None
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=ENGINES)
 def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
     if request.param == "vllm" and not is_installed():
         if os.environ.get("CI"):

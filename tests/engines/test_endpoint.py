@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
-import os
 import re
-import shlex
-import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,80 +17,32 @@ import pytest
 from itrain_contract.names import ExitCode
 from itrain_pipeline.data.formats import read_dialogue
 from itrain_pipeline.data.sources import read_rows
-from itrain_pipeline.engine.vllm_versions import ENVIRONMENT, is_installed
 from itrain_pipeline.evals.nativecalls import read_native, wire_messages, wire_names, wire_tools
 from itrain_pipeline.evaluating.__main__ import main
 from itrain_pipeline.quickstart import model_path
 from itrain_pipeline.records import Message, Prediction, read_jsonl
 from itrain_pipeline.stages.rendered import load_renderer
 from itrain_pipeline.toolcalls.parse import parse
-from itrain_testing.daemons import free_port
-from itrain_testing.docs import ROOT
 from itrain_testing.stageports import Silent
+from itrain_testing.vllmserver import open_direct, served, serving_commands
 
 pytestmark = pytest.mark.timeout(600)
 DEV = ["--benchmark", "dev", "--data", "dev=builtin://toolworld?split=dev&rows=12&seed=2&distractors=6"]
 SHORT = ["--max-new-tokens", "96", "--plain"]
 PLAIN_NAME = re.compile(r"[A-Za-z]\w*")
-START_S = 400
 
 
 def documented() -> list[list[str]]:
-    """The commands of the page's `sh` block: the template, the server, and an evaluation in each mode."""
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```sh\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for line in block.splitlines()]
+    """The template, the server, and an evaluation in each mode."""
+    return serving_commands("evaluation.md")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """vLLM serving the shipped model under the printed template, as the page says; its URL."""
-    if not is_installed():
-        if os.environ.get("CI"):
-            pytest.fail("vLLM is not installed, and CI must run its server")
-        pytest.skip("vLLM is not installed: make install brings it")
     template, serve, *_ = documented()
-    folder, port = tmp_path_factory.mktemp("serve"), free_port()
-    assert template[-2:] == [">", "tools.jinja"]
-    with (folder / "tools.jinja").open("w") as out:
-        printed = [str(model_path()) if part == "MODEL" else part for part in template[1:-2]]
-        subprocess.run([sys.executable, *printed], stdout=out, check=True)
-    assert serve[:3] == ["vllm", "serve", "MODEL"]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path()), *serve[3:]]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096", "--dtype", "float32"]
-    environ = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CONFIGURE_LOGGING": "1"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--enforce-eager"], cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=60)
-        with contextlib.suppress(ProcessLookupError):  # one that is still loading does not listen; nor do its workers
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            with open_direct(url):
-                return
-        except OSError:
-            ended = process.poll() is not None or time.monotonic() > deadline
-            assert not ended, f"vLLM's server did not start:\n{log.read_text(errors='replace')[-3000:]}"
-            time.sleep(0.5)
-
-
-def open_direct(request: str | urllib.request.Request) -> Any:
-    """Loopback is never behind a proxy."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30)
+    with served(model_path(), tmp_path_factory.mktemp("serve"), template, serve) as url:
+        yield url
 
 
 def evaluate(out: Path, *options: str) -> list[Prediction]:
@@ -178,6 +125,25 @@ def test_the_commands_of_the_page_run_as_shown(server: str, tmp_path: Path, at: 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"bfcl/simple_python/accuracy +\d+\.\d +\d+\.\d +5 ", done.stdout)
+
+
+def converse(out: Path, *options: str) -> list[Prediction]:
+    asked = ["--benchmark", "itrain_testing.shortdialogues:ShortDialogues", "--limit", "3"]
+    assert main([*options, *asked, *SHORT, "--out", str(out)], Silent()) == ExitCode.DONE
+    return list(read_jsonl(out / "predictions.jsonl", Prediction))
+
+
+def test_dialogues_go_the_same_way_on_our_engine_and_at_the_server(server: str, tmp_path: Path) -> None:
+    """Several turns and steps with results between; in the prompt text by text, natively call by call."""
+    at = ["--endpoint", f"{server}/v1", "--model", "toolworld"]
+    ours = converse(tmp_path / "ours", str(model_path()), "--engine", "transformers")
+    prompted = converse(tmp_path / "prompt", *at, "--tool-results", "tool")
+    native = converse(tmp_path / "native", *at, "--native")
+    assert [p.output for p in prompted] == [p.output for p in ours]
+    assert max(len(turn) for p in ours for turn in json.loads(p.output)) > 1
+    for mine, theirs in zip(ours, native, strict=True):
+        first, same = json.loads(mine.output)[0][0], json.loads(theirs.output)[0][0]
+        assert read_native(same).calls == parse(first, "pythonic").calls
 
 
 def long_row(text: str) -> dict[str, Any]:

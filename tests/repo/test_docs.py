@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from itrain_testing.docs import PAGES, ROOT, all_commands
+from itrain_contract.names import ConditionType, ExitCode, Reason
+from itrain_operator.metrics import Metrics
+from itrain_testing.docs import PAGES, ROOT, Shown, all_commands, shown_blocks, table
 
 COMMANDS = all_commands()
 TARGETS = [(page, command) for page, command in COMMANDS if command.startswith("make ")]
@@ -28,3 +31,77 @@ def test_a_shown_make_target_exists_and_is_explained(page: str, command: str) ->
 def test_links_between_pages_lead_somewhere(page) -> None:  # type: ignore[no-untyped-def]
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_field_of_the_resource_has_a_meaning() -> None:
+    rows = table(ROOT / "docs" / "reference.md", "field")
+    assert len(rows) > 200
+    assert [row[0] for row in rows if not row[3]] == []
+
+
+TROUBLE = ROOT / "docs" / "troubleshooting.md"
+
+
+def test_every_condition_reason_is_explained_and_no_other() -> None:
+    explained = [row[0].strip("`") for row in table(TROUBLE, "reason")]
+    assert sorted(explained) == sorted(Reason)
+    assert all(meaning and remedy for _, _, meaning, remedy in table(TROUBLE, "reason"))
+
+
+def test_every_condition_reason_is_one_that_the_code_gives() -> None:
+    """One that is only a key of a table, an entry of a list or compared with is given by nobody."""
+    sources = [*(ROOT / "operator" / "src").rglob("*.py"), ROOT / "crds" / "src" / "itrain_contract" / "status.py"]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    text = re.sub(r"^ *Reason\.\w+,$", "", text, flags=re.MULTILINE)
+    given = re.findall(r"(?<!== )\bReason\.([A-Z_]+)\b(?!:)", text)
+    assert set(given) == set(Reason.__members__)
+
+
+def test_every_condition_type_and_exit_code_is_explained_and_no_other() -> None:
+    types = [name for row in table(TROUBLE, "condition") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(types) == sorted(ConditionType)
+    assert [int(row[0]) for row in table(TROUBLE, "code")] == sorted(ExitCode)
+
+
+OPERATING = ROOT / "docs" / "operating.md"
+
+
+def test_every_metric_is_explained_and_no_other() -> None:
+    metrics = Metrics(phases=dict, queue_depth=float, resync_age_s=float, leading=float)
+    kinds = re.findall(r"^# TYPE (\w+) (\w+)$", metrics.text().decode(), flags=re.MULTILINE)
+    served = {name for name, _ in kinds if not name.endswith("_created")}
+    assert {row[0].strip("`") for row in table(OPERATING, "metric")} == served
+
+
+def test_every_alert_is_explained_and_no_other() -> None:
+    rules = (ROOT / "charts" / "itrain" / "templates" / "alerts.yaml").read_text(encoding="utf-8")
+    assert [row[0].strip("`") for row in table(OPERATING, "alert")] == re.findall(r"- alert: (\w+)", rules)
+
+
+def test_output_is_compared_line_by_line() -> None:
+    shown = Shown(commands=("itrain x",), output="a …\n…\nend\n")
+    assert shown.printed_by("a 1\nend\n")
+    assert shown.printed_by("a 2.5  \nb\nc\nend\n")
+    assert not shown.printed_by("a 1\n")
+    assert not shown.printed_by("a 1\nend\nmore\n")
+    assert not shown.printed_by("b 1\nend\n")
+
+
+@pytest.mark.parametrize("name", ["recipes.md", "running.md"])
+def test_a_users_page_shows_what_its_commands_print(name: str) -> None:
+    blocks = [b for b in shown_blocks(ROOT / "docs" / name) if any(c.startswith("itrain ") for c in b.commands)]
+    assert blocks
+    assert [b.commands for b in blocks if b.output is None] == []
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_into_pages_lead_to_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*\.md)?#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        there = page.parent / target if target else page
+        assert anchor in headings(there), f"{page.name} links to {target}#{anchor}"

@@ -70,6 +70,9 @@ def transition_rules() -> list[dict[str, str]]:
 def build_crd() -> dict[str, Any]:
     """The CustomResourceDefinition as a plain dict."""
     spec = structural_schema(ITrainRunSpec)
+    for at, stage in enumerate(spec["properties"]["stages"]["properties"].values()):
+        for name in ("template", "resources", "retry") if at else ("template",):
+            _describe_once(stage["properties"][name])
     spec["x-kubernetes-validations"] = [*spec.get("x-kubernetes-validations", []), *transition_rules()]
     schema = {
         "type": "object",
@@ -110,6 +113,14 @@ def build_crd() -> dict[str, Any]:
             "versions": [version],
         },
     }
+
+
+def _describe_once(schema: dict[str, Any]) -> None:
+    """Remove the descriptions below an object that stands elsewhere with them: a CRD has 256 KiB."""
+    below = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    for node in below:
+        node.pop("description", None)
+        _describe_once(node)
 
 
 def _column(name: str, kind: str, path: str, priority: int) -> dict[str, Any]:

@@ -94,7 +94,6 @@ class Reason(StrEnum):
     RUN_COMPLETED = "RunCompleted"
     STOPPED_EARLY = "StoppedEarly"
     INVALID_SPEC = "InvalidSpec"
-    IMMUTABLE_FIELD_CHANGED = "ImmutableFieldChanged"
     CREATE_FORBIDDEN = "CreateForbidden"
     CREATE_REJECTED = "CreateRejected"
     FOREIGN_OBJECT = "ForeignObject"

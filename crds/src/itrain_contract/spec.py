@@ -20,9 +20,12 @@ class CacheVolume(SpecModel):
     """A volume claim that holds staged models, shared by pods."""
 
     pvc: Name
+    """Name of the claim; one that many nodes can mount (ReadWriteMany) where pods run on many."""
 
 
 class ModelSpec(SpecModel):
+    """The base model: a causal language model with a chat template, in Hugging Face layout, weights as safetensors."""
+
     uri: Uri
     """`hf://org/name`, `s3://…`, a folder, or `builtin://toolworld`."""
     revision: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
@@ -31,23 +34,31 @@ class ModelSpec(SpecModel):
     """HF_TOKEN (and HF_ENDPOINT), or the AWS names of the storage's Secret; only prepare reads it."""
     cache: CacheVolume | None = None
     trust_remote_code: bool = False
+    """Run Python that the model brings. Rarely needed, and as safe as its author."""
 
 
 class DataSource(SpecModel):
     uri: Uri
+    """`hf://org/name/file.json`, `s3://…`, a file, or `builtin://toolworld?split=train&rows=400&seed=1`."""
     format: DataFormat = "toolace"
+    """How a row is written (docs/running.md)."""
     secret_ref: SecretRef | None = None
     """As the model's, for this source alone; without one the storage's credentials read it."""
 
 
 class DataSpec(DataSource):
+    """The rows to train on, one conversation with tools each."""
+
     extra: Annotated[list[DataSource], Field(max_length=16)] = []
     """Further sources, read after `uri` and concatenated."""
     dev: DataSource | None = None
     """An own dev set; without it `devFraction` is split off by shared-tool component."""
     dev_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
+    """Share of the rows that becomes the dev set where there is no `dev`."""
     max_rejected: Fraction = 0.05
+    """Share of unusable rows above which the run ends in prepare."""
     call_format: CallFormat = "pythonic"
+    """How calls are written in prompts and answers: `[f(a=1)]`, `<tool_call>{…}</tool_call>`, or Llama's JSON."""
     turns: Literal["all", "last"] = "all"
     """Assistant turns with a target that become examples."""
 
@@ -57,11 +68,17 @@ SUB_PATH = r"^[^/\s.\x00][^/\s\x00]*(/\.?[^/\s.\x00][^/\s\x00]*)*/?$"
 
 
 class VolumeClaim(SpecModel):
+    """A volume claim in the run's namespace."""
+
     claim_name: Name
+    """Name of the claim."""
     sub_path: Annotated[str, StringConstraints(max_length=255, pattern=SUB_PATH)] | None = None
+    """Folder in the volume, as in `team-a/runs`."""
 
 
 class StorageSpec(SpecModel):
+    """Where results and checkpoints lie, below `<run>-<uid>/`; one of `uri` and `pvc`."""
+
     uri: Uri | None = None
     """`s3://bucket/prefix`, or a folder for local runs."""
     secret_ref: SecretRef | None = None
@@ -88,24 +105,33 @@ class AdapterSpec(SpecModel):
     """The one LoRA adapter that warm-up creates and every iteration continues."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """r: columns of A and rows of B."""
     alpha: Annotated[float, Field(gt=0.0, le=8192.0)] = 32.0
+    """The adapter's weight is alpha/rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of the adapter's inputs, in warm-up and train."""
     targets: Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9_.,-]+$")] = (
         "all-linear"
     )
-    """`all-linear`, or module names separated by commas."""
+    """`all-linear`, or module names separated by commas, as in `q_proj,v_proj`."""
 
 
 class StopWhen(SpecModel):
     """End the iterations when the metric gained less than minDeltaSE standard errors, `patience` times in a row."""
 
     metric: MetricName = "dev/call_accuracy"
+    """What has to gain, as in `bfcl/accuracy`; also what `best` is chosen by."""
     min_delta_se: Annotated[float, Field(ge=0.0, le=100.0, alias="minDeltaSE")] = 0.5
+    """Least gain over the best value before, in standard errors of the metric."""
     patience: Annotated[int, Field(ge=1, le=100)] = 1
+    """Iterations in a row with too little gain after which no other starts."""
 
 
 class IterationsSpec(SpecModel):
+    """How often score, rollout, train and evaluate are repeated."""
+
     max: Annotated[int, Field(ge=0, le=100)] = 3
+    """Iterations; 0 is a warm-up alone. May be raised while the run is under way."""
     stop_when: StopWhen | None = None
     """Absent: all iterations run."""
     metric: MetricName = "dev/call_accuracy"
@@ -116,14 +142,18 @@ class Queue(SpecModel):
     """Kueue: labels on the Jobs."""
 
     name: LabelValue
+    """LocalQueue in the run's namespace."""
     priority_class: LabelValue | None = None
+    """WorkloadPriorityClass."""
 
 
 class ResumeFrom(SpecModel):
     """A finished or stopped run whose adapter this one starts from, instead of a warm-up."""
 
     run_name: Name | None = None
+    """A run of the same namespace and storage."""
     uri: Uri | None = None
+    """The folder of a run or of an attempt with an adapter, as in `s3://bucket/runs/itool-8b-0f1e2d3c/`."""
 
     RULES = (
         Rule(
@@ -144,17 +174,25 @@ class ITrainRunSpec(SpecModel):
     adapter: AdapterSpec = AdapterSpec()
     iterations: IterationsSpec = IterationsSpec()
     precision: Precision = "auto"
+    """Number format of all computation; `auto`: bf16, fp16 or fp32 by node pool and device (docs/precision.md)."""
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = 42
+    """Of the split, the orders and all sampling."""
     max_gpu_hours: Annotated[float, Field(gt=0.0, le=10_000_000.0)] | None = None
+    """GPUs × running time, over all attempts, at which the run is ended."""
     template: Template | None = None
     stages: Stages = Stages()
     queue: Queue | None = None
     suspend: bool = False
+    """Let the pods save and end, and hold the run until this is false again."""
     resume_from: ResumeFrom | None = None
     active_deadline_seconds: Seconds | None = None
+    """Running time of the whole run after which it fails; suspended and queued time does not count."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Time after the end of the run at which its Jobs go, with their logs; never the run or an artifact."""
     history_limit: Annotated[int, Field(ge=1, le=100)] = 10
+    """Newest iterations of which the status keeps figures; storage has them all."""
     keep_checkpoints: Literal["best", "all"] = "best"
+    """Without effect so far: every adapter and the newest checkpoint of each training stay until `itrain purge`."""
 
     RULES = (
         Rule(

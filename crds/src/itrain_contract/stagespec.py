@@ -29,8 +29,11 @@ class Retry(SpecModel):
     """Failed attempts that are tried again: `limit` of them, waiting backoff · 2^n up to the maximum."""
 
     limit: Annotated[int, Field(ge=0, le=100)] = 3
+    """Failures of one stage that are followed by another attempt; disruptions do not count."""
     backoff_seconds: Annotated[int, Field(ge=0, le=86_400)] = 10
+    """Wait after the first failure; it doubles."""
     max_backoff_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
+    """Longest wait."""
 
     RULES = (
         Rule(
@@ -61,11 +64,14 @@ class Stage(SpecModel):
     )
 
     enabled: bool = True
+    """Whether the stage is part of the run."""
     image: Image | None = None
+    """Container image, as in `registry.example/itrain/trainer:0.1.0-volta`; else the operator's for pool and stage."""
     gpus: Annotated[int, Field(ge=0, le=64)] = 0
     """GPUs of one pod."""
     resources: Resources | None = None
     template: Template | None = None
+    """As `spec.template`, for the pods of this stage; what is set here goes before it."""
     active_deadline_seconds: Seconds | None = None
     """Running time after which an attempt is ended; suspended and queued time does not count."""
     pending_deadline_seconds: Seconds | None = None
@@ -92,31 +98,45 @@ class Curriculum(SpecModel):
 
 
 class PrepareStage(Stage):
+    """Reads, checks, splits and renders the data; stages the model."""
+
     curriculum: Curriculum = Curriculum()
     max_length: Tokens = 8192
     """Rows whose prompt and answer are longer are rejected with a reason."""
 
 
 class WarmupStage(Stage):
+    """Supervised fine-tuning from easy to hard; makes the adapter."""
+
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    """GPUs of one pod."""
     epochs: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     """Passes over each bucket."""
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Optimiser steps in all; 0 means that `epochs` decides."""
     learning_rate: LearningRate = 1e-4
+    """Highest learning rate of AdamW."""
     warmup_ratio: Fraction = 0.03
+    """Share of the steps in which the learning rate rises."""
     global_batch: Annotated[int, Field(ge=1, le=65_536)] = 128
+    """Rows of one optimiser step."""
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 4
     """Rows of one forward pass on one device; the rest of the global batch is accumulated."""
     max_length: Tokens = 4096
+    """Longer rows are left out and counted, never cut."""
     order: Literal["curriculum", "shuffled"] = "curriculum"
+    """Easy, medium, hard one after another, or all rows mixed."""
     gradient_checkpointing: bool = False
+    """Less memory, more time."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Optimiser steps between two checkpoints."""
 
 
 class ShardedStage(Stage):
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    """GPUs of one pod."""
     shards: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """Parts of the work, a pod each."""
     parallelism: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Pods at a time."""
     min_succeeded: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -137,6 +157,8 @@ class ShardedStage(Stage):
 
 
 class ScoreStage(ShardedStage):
+    """Perplexity of every row; chooses what is searched."""
+
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.10
     """Share of the data, hardest first, that is explored."""
     stratify: bool = True
@@ -144,26 +166,48 @@ class ScoreStage(ShardedStage):
     rescore: Literal["pool", "all"] = "pool"
     """From iteration 2 on: score only last time's hardest rows and a random audit, or everything."""
     pool_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.30
+    """Share of the data, hardest of last time, that `pool` scores again."""
     audit_fraction: Fraction = 0.05
+    """Share of the other rows, at random, that `pool` scores again."""
     batch_tokens: Tokens = 16_384
     """Tokens of one forward pass; rows are sorted by length."""
     max_length: Tokens = 8192
+    """Longer rows get no perplexity and are not searched."""
+
+
+EngineName = Annotated[
+    str,
+    StringConstraints(
+        min_length=1,
+        max_length=253,
+        pattern=r"^(auto|vllm|transformers|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
+    ),
+]
 
 
 class RolloutStage(ShardedStage):
+    """Searches the hardest rows step by step; makes the preference pairs."""
+
     method: Literal["mcts", "bestOfN", "firstDivergence"] = "mcts"
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """The paper's tree search, or one of two baselines: whole answers, and their first difference."""
+    engine: EngineName = "auto"
+    """`auto`, `vllm`, `transformers` (docs/running.md), or `package.module:factory` (docs/extending.md)."""
     actions: Annotated[int, Field(ge=2, le=64)] = 3
     """Completions of one expansion."""
     simulations: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Descents through one tree."""
     depth: Annotated[int, Field(ge=1, le=64)] = 3
     """Levels of branching; what lies deeper is one last step."""
     step_limit: Annotated[int, Field(ge=1, le=64)] = 2
     """Boundaries grouped into one step."""
     max_step_tokens: Annotated[int, Field(ge=1, le=4096)] = 50
+    """Tokens after which a step ends wherever it is."""
     max_answer_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Tokens of a sampled answer."""
     temperature: Annotated[float, Field(gt=0.0, le=5.0)] = 1.5
+    """Of the sampled answers."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus of the sampled answers."""
     exploration: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
     """c of PUCT."""
     first_play_value: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
@@ -171,18 +215,24 @@ class RolloutStage(ShardedStage):
     reward: Literal["rule", "judge", "mixed"] = "mixed"
     """`mixed`: the exact rule where the answer is a call, the model's own judgement for free text."""
     min_gap: Annotated[float, Field(ge=0.0, le=2.0)] = 0.1
+    """Least difference of Q between the steps of a pair."""
     max_overlap: Fraction = 0.95
+    """Pairs of steps more alike than this are left out."""
     min_best: Annotated[float, Field(ge=-1.0, le=1.0)] = -0.3
+    """Least Q of the better step."""
     min_visits: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Least visits of either step."""
     certainty: Literal["calls", "all", "none"] = "all"
     """Pairs that the ground truth confirms (better step on a sampled right answer, worse step the beginning of none):
     `calls` where the answer is a call, `all` for free text too (equal but for blanks and capitals), `none` by value."""
     pairs_per_node: Annotated[int, Field(ge=1, le=64)] = 3
     """Worse steps that the best step of a node is preferred to, the worst ones first; the paper has one."""
     pairs_per_tree: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Most pairs of one tree, the widest gaps first."""
     max_pairs: Annotated[int, Field(ge=1, le=10_000_000)] = 4000
     """Pairs of the whole iteration; each shard stops at its part."""
     max_failed_trees: Fraction = 0.02
+    """Share of a shard's trees that may fail before the shard does."""
     trees_in_flight: Annotated[int, Field(ge=0, le=100_000)] = 0
     """At most so many trees at once; 0 lets the engine's free memory decide, 1 is fixed-batch mode: the same pairs to
     the bit, always."""
@@ -202,7 +252,10 @@ class TrainGuards(SpecModel):
 
 
 class TrainStage(Stage):
+    """SimPO on the pairs; continues the adapter."""
+
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    """GPUs of one pod."""
     nodes: Annotated[int, Field(ge=1, le=512)] = 1
     """Pods that train together, each with `gpus` GPUs; more than one in a cluster only."""
     processes_per_node: Annotated[int, Field(ge=0, le=64)] = 0
@@ -210,12 +263,19 @@ class TrainStage(Stage):
     deepspeed: Literal["none", "zero2", "zero3"] = "zero2"
     """Sharding when there is more than one process."""
     quantization: Literal["none", "nf4"] = "nf4"
+    """How the frozen base weights are held (docs/precision.md)."""
     learning_rate: LearningRate = 1e-5
+    """Highest learning rate of AdamW."""
     warmup_ratio: Fraction = 0.1
+    """Share of the steps in which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after that."""
     epochs: Annotated[float, Field(gt=0.0, le=100.0)] = 2.0
+    """Passes over the pairs."""
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Optimiser steps in all; 0 means that `epochs` decides."""
     global_batch: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Pairs of one optimiser step."""
     rows: Literal["tree", "pair", "separate"] = "tree"
     """What a row of the model holds: all pairs of a tree, one pair with its context once, or one answer of a pair.
     The training is the same but for rounding; `separate` takes over where a model's attention cannot take the mask."""
@@ -224,6 +284,7 @@ class TrainStage(Stage):
     micro_batch: Annotated[int, Field(ge=1, le=4096)] = 4
     """Pairs of one forward pass on one device where `rows` are separate, in place of `batchTokens`."""
     beta: Annotated[float, Field(gt=0.0, le=100.0)] = 2.5
+    """Scale β of the rewards."""
     gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 0.5
     """Target margin γ (not γ/β)."""
     nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
@@ -235,10 +296,14 @@ class TrainStage(Stage):
     """Samples whose right answers are trained on, where `answerNllWeight` is above 0: those of the pairs, or beside
     them those of which the search sampled no right answer, so that there was nothing to prefer."""
     max_length: Tokens = 4096
+    """Longer rows are left out and counted, never cut."""
     gradient_checkpointing: bool = False
+    """Less memory, more time."""
     checkpoint_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Optimiser steps between two checkpoints."""
     guards: TrainGuards = TrainGuards()
     max_grad_norm: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
+    """Norm to which gradients are cut."""
 
     RULES = (
         Rule(
@@ -254,8 +319,12 @@ Benchmark = Literal["dev", "bfcl", "apibank"]
 
 
 class ApiBank(SpecModel):
+    """API-Bank's files, which are not shipped."""
+
     uri: Uri
+    """Folder with `level-1-api.json` and `level-2-api.json`."""
     secret_ref: SecretRef | None = None
+    """As of a data source."""
 
 
 class PluginBenchmark(SpecModel):
@@ -271,6 +340,7 @@ class PluginBenchmark(SpecModel):
     uri: Uri | None = None
     """Where its data lie; nothing for one that carries its own."""
     secret_ref: SecretRef | None = None
+    """As of a data source."""
     categories: Annotated[list[Annotated[str, StringConstraints(max_length=63)]], Field(max_length=64)] = []
     """Of this benchmark; empty means all."""
 
@@ -285,14 +355,20 @@ class PluginBenchmark(SpecModel):
 
 
 class EvaluateStage(Stage):
+    """Asks every question once and judges the answers (docs/evaluation.md)."""
+
     gpus: Annotated[int, Field(ge=0, le=64)] = 1
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """GPUs of one pod."""
+    engine: EngineName = "auto"
+    """As of rollout."""
     benchmarks: Annotated[list[Benchmark], Field(min_length=1, max_length=8)] = ["dev", "bfcl"]
+    """The dev set, BFCL's single-turn categories, API-Bank."""
     categories: Annotated[list[Annotated[str, StringConstraints(max_length=63)]], Field(max_length=32)] = []
-    """BFCL categories; empty means every single-turn category."""
+    """BFCL categories, or `non_live`, `live`, `single_turn`, `multi_turn`; empty means every single-turn category."""
     limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Items per category, the first ones; 0 means all."""
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 512
+    """Tokens of an answer."""
     api_bank: ApiBank | None = None
     plugins: Annotated[list[PluginBenchmark], Field(max_length=8)] = []
     """Benchmarks beside those named above."""
@@ -308,11 +384,14 @@ class EvaluateStage(Stage):
 
 
 class ExportStage(Stage):
+    """Writes the best point's weights, a model card, metrics and the report."""
+
     merge: bool = True
     """Merge the adapter into the base model in fp32; otherwise export the adapter alone."""
     max_logit_difference: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.05
     """Largest |Δlogit| between adapter and merged model over the probe set that is accepted."""
     probe_rows: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """Dev rows on which the two are compared."""
 
 
 class Stages(SpecModel):

@@ -24,36 +24,60 @@ class Condition(SpecModel):
     """metav1.Condition."""
 
     type: ConditionType
+    """What it is about."""
     status: Literal["True", "False", "Unknown"]
+    """Whether it is so."""
     reason: Reason
+    """Why (docs/troubleshooting.md)."""
     message: Clipped = ""
+    """The same for people."""
     observed_generation: int = 0
+    """The spec that it speaks of."""
     last_transition_time: datetime
+    """Since when."""
 
 
 class Progress(SpecModel):
+    """How far the current stage is."""
+
     done: int = 0
+    """Units of work done: steps, rows, trees, questions or shards."""
     total: int = 0
+    """Of so many."""
     percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """100 · done/total."""
     eta_seconds: int | None = None
+    """Expected time to the stage's end."""
     text: Annotated[str, StringConstraints(max_length=128)] = ""
+    """What the stage says of itself, as in `loss 0.2689`."""
 
 
 class CurrentJob(SpecModel):
     """The Job of the attempt under way; counts are exact, index lists are clipped."""
 
     job_name: Short
+    """Name of the Job."""
     uid: Short = ""
+    """UID of the Job."""
     active: int = 0
+    """Pods that run or start."""
     succeeded: int = 0
+    """Pods or shards that succeeded."""
     failed: int = 0
+    """Pods or shards that failed."""
     completed_indexes: Indexes = ""
+    """Shards that succeeded, as in `0-2,5`."""
     failed_indexes: Indexes = ""
+    """Shards that failed for good."""
+    start_time: datetime | None = None
+    """When its pods were let go last; a later time than before tells that it lost its quota in between."""
 
 
 class Metric(SpecModel):
     name: Annotated[str, StringConstraints(max_length=63)]
+    """As in `dev/call_accuracy`."""
     value: float
+    """Its value."""
 
 
 class StageRecord(SpecModel):
@@ -106,18 +130,29 @@ class StageRecord(SpecModel):
 
 
 class Best(SpecModel):
+    """The best evaluation so far."""
+
     iteration: int
+    """Its iteration; 0 is the warm-up."""
     metric: Short
+    """What it is best in."""
     value: float
+    """Value of the metric."""
     adapter_uri: Annotated[Key, Field(alias="adapterURI")] = ""
+    """Where its adapter lies."""
 
 
 class IterationHistory(SpecModel):
     iteration: int
+    """Its number; 0 is the warm-up."""
     stage_seconds: Annotated[dict[str, int], Field(max_length=8)] = {}
+    """Running time by stage."""
     metrics: Annotated[list[Metric], Field(max_length=32)] = []
+    """What its evaluation measured."""
     pairs: int = 0
+    """Preference pairs that it trained on."""
     failed_trees: int = 0
+    """Trees that its rollout gave up."""
     search: Annotated[dict[str, int], Field(max_length=16)] = {}
     """What the iteration's rollout counted: trees, requests, tokens and what went wrong."""
 
@@ -126,20 +161,30 @@ class ITrainRunStatus(SpecModel):
     """Written once per reconcile pass, only when changed. Terminal phases latch."""
 
     observed_generation: int = 0
+    """`metadata.generation` of the spec that the operator last acted on."""
     phase: Phase = Phase.PENDING
+    """The last two never change again."""
     reason: Reason = Reason.RUN_PENDING
+    """Why the phase is what it is (docs/troubleshooting.md)."""
     message: Clipped = ""
+    """The same for people."""
     iteration: int = 0
+    """Iteration of the current stage; 0 for prepare, warm-up and the first evaluation."""
     iteration_text: Short = ""
+    """Iteration and `iterations.max` for `kubectl get`, as in `1/3`."""
     stage: StageKind | None = None
+    """The current stage; the last one after the end."""
     attempt: int = 0
     """Attempt of the current stage that exists or is to be made; 0 before the first."""
     progress: Progress = Progress()
     progress_text: Short = ""
     """Progress in one line, for `kubectl get`."""
     start_time: datetime | None = None
+    """When the first attempt was seen running."""
     completion_time: datetime | None = None
+    """When the run succeeded or failed."""
     conditions: Annotated[list[Condition], Field(max_length=8)] = []
+    """For `kubectl wait` and GitOps tools (docs/gitops.md); there is no `Ready`."""
     current: CurrentJob | None = None
     completed: Annotated[list[StageRecord], Field(max_length=512)] = []
     """Stages that succeeded, in the run's order."""
@@ -158,6 +203,7 @@ class ITrainRunStatus(SpecModel):
     running_seconds: float = 0.0
     """Running time so far: suspended and queued time does not count."""
     last_observed_time: datetime | None = None
+    """Up to when the times above are counted."""
     best: Best | None = None
     best_text: Short = ""
     """The best value and its iteration, for `kubectl get`."""
@@ -166,11 +212,17 @@ class ITrainRunStatus(SpecModel):
     without_gain: int = 0
     """Iterations in a row whose metric gained too little (`iterations.stopWhen`)."""
     metrics: Annotated[list[Metric], Field(max_length=64)] = []
+    """What the newest evaluation measured."""
     history: Annotated[list[IterationHistory], Field(max_length=100)] = []
+    """The newest iterations, `historyLimit` of them."""
     gpu_seconds: float = 0.0
+    """GPUs × running time so far, over all attempts."""
     gpu_hours: Short = ""
+    """The same in hours, for `kubectl get`."""
     report_uri: Annotated[Key, Field(alias="reportURI")] = ""
+    """Where export wrote the report."""
     template_hash: Short = ""
+    """Hash of the pod settings of the current Job: an edit of them shows."""
 
 
 STATUS_LIMIT_BYTES = 32 * 1024

@@ -24,13 +24,16 @@ class SecretRef(SpecModel):
     """A Secret in the run's own namespace."""
 
     name: Name
+    """Of the Secret."""
 
 
 class Resources(SpecModel):
     """Requests and limits of the stage's container; `nvidia.com/gpu` comes from `gpus`."""
 
     requests: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] = {}
+    """What the scheduler keeps free, as in `{cpu: 4, memory: 32Gi}`."""
     limits: Annotated[dict[LabelKey, Quantity], Field(max_length=16)] = {}
+    """What the container may use, as in `{memory: 48Gi}`."""
 
 
 class Toleration(SpecModel):
@@ -103,15 +106,25 @@ class Template(SpecModel):
     node_pool: Pool | None = None
     """Image set, precision default and scheduling preset, from the operator's configuration."""
     service_account_name: Name | None = None
+    """Whom the pods are to the cloud; its token is never mounted."""
     image_pull_secrets: Annotated[list[SecretRef], Field(max_length=8)] = []
+    """Secrets with which the images are pulled."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
+    """Variables of the stages, as in `[{name: NCCL_DEBUG, value: INFO}]`; no credentials."""
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    """Labels that a node must have, as in `{nvidia.com/gpu.product: Tesla-V100-SXM2-32GB}`."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
+    """Taints that the pods tolerate, beside those of the node pool."""
     affinity: Affinity | None = None
+    """Nodes and neighbours that the pods need or prefer."""
     priority_class_name: Name | None = None
+    """PriorityClass of the pods."""
     runtime_class_name: Name | None = None
+    """RuntimeClass of the pods, as in `nvidia`."""
     labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    """Further labels of the pods."""
     annotations: Annotated[dict[LabelKey, Text], Field(max_length=32)] = {}
+    """Further annotations of the pods."""
 
     RULES = (
         Rule(

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from itrain_contract.layout import RunLayout
+from itrain_contract.layout import ADAPTER_DIR, MODEL_DIR, RunLayout
 from itrain_contract.loading import load_run
 from itrain_contract.names import ExitCode, Phase, Reason
 from itrain_contract.stages import StageRef
@@ -41,7 +41,6 @@ FRAME_S = 0.2
 EXIT_BY_REASON = {
     Reason.INVALID_SPEC: ExitCode.CONFIG,
     Reason.CONFIG_ERROR: ExitCode.CONFIG,
-    Reason.IMMUTABLE_FIELD_CHANGED: ExitCode.CONFIG,
     Reason.DATA_ERROR: ExitCode.DATA,
     Reason.RETRIES_EXHAUSTED: ExitCode.RETRYABLE,
 }
@@ -204,16 +203,14 @@ class Session:
             document = resource(self._stored, status) | {"points": _curve_json(curve), "summary": figures}
             sys.stdout.write(_json(document).decode())
         else:
-            self._say(ending, status, curve, report)
+            self._say(ending, status, curve, report, self._exported(status))
         if ending == Ending.INTERRUPTED:
             return signals.exit_code
         return exit_code(status)
 
     def _place_report(self, status: ITrainRunStatus) -> Path | None:
         """Export's report, copied to where a person finds it: `report.html` in the state folder."""
-        storage = storage_root(self._stored.spec, self._folder.path)
-        layout = RunLayout(storage=storage, name=self._stored.name, uid=self._stored.uid)
-        prefix = export_prefix(layout, status)
+        prefix = self._export_prefix(status)
         if prefix is None:
             return None
         place = self._folder.path / "report.html"
@@ -224,14 +221,30 @@ class Session:
             return None
         return place
 
-    def _say(self, ending: Ending, status: ITrainRunStatus, curve: list[Point], report: Path | None) -> None:
+    def _exported(self, status: ITrainRunStatus) -> str:
+        """Where export wrote its weights, as far as this machine's disk shows: a model, or an adapter alone."""
+        prefix = self._export_prefix(status) or ""
+        folders = [Path(prefix.removeprefix("file://")) / name for name in (MODEL_DIR, ADAPTER_DIR)]
+        return next((str(folder) for folder in folders if prefix.startswith("file://") and folder.is_dir()), "")
+
+    def _export_prefix(self, status: ITrainRunStatus) -> str | None:
+        storage = storage_root(self._stored.spec, self._folder.path)
+        return export_prefix(RunLayout(storage=storage, name=self._stored.name, uid=self._stored.uid), status)
+
+    def _say(
+        self, ending: Ending, status: ITrainRunStatus, curve: list[Point], report: Path | None, exported: str
+    ) -> None:
         again = f"itrain run {self._options.file} --local"
         if self._options.folder is not None:
             again += f" --dir {self._options.folder}"
         if curve:
             write(self._out, "", curve_table(curve, width=self._out.width, best=best_point(status, curve)), "")
+        if status.reason == Reason.STOPPED_EARLY:
+            write(self._out, f"stopped early: {status.message}")
         if report is not None:
             write(self._out, f"report  {report}")
+        if exported:
+            write(self._out, f"model   {exported}")
         if ending == Ending.INTERRUPTED:
             write(self._out, f"stopped; finished work is kept. Continue with: {again}")
         elif ending == Ending.SUSPENDED:

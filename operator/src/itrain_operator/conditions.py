@@ -16,7 +16,6 @@ NEEDS_A_PERSON = (
     Reason.CREATE_FORBIDDEN,
     Reason.CREATE_REJECTED,
     Reason.INVALID_SPEC,
-    Reason.IMMUTABLE_FIELD_CHANGED,
 )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from itrain_contract.reference import field_table
+from itrain_contract.reference import AS_IN_A_POD, field_table
 from itrain_operator.settings import OperatorSettings
 from itrain_operator.settingsfile import DEFAULT_CONFIG, ENV_CONFIG
 
 PAGE = Path("docs/operator-settings.md")
-AS_IN_A_POD = re.compile(r"(affinity|olerations\[\]|[eE]nv\[\])\.")
-"""Fields that Kubernetes describes; the page names them and does not repeat them."""
 INTRO = f"""# The operator's settings
 
 <!-- Generated from operator/src/itrain_operator/settings.py by `make generate`; do not edit. -->

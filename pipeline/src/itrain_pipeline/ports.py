@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from itrain_contract.stageio import ArtifactRef, StageResult
 from itrain_contract.stages import StageKind
@@ -104,6 +104,7 @@ class KVCapacity:
     free_blocks: int
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Token ids in, token ids out. Many calls may be in flight; the engine batches them.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from itrain_pipeline.engine.plugin import open_plugin_engine
 from itrain_pipeline.engine.vllm_versions import SERVED, is_installed, serves_gpu
 from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.ports import Engine
@@ -14,7 +15,7 @@ EngineKind = Literal["auto", "transformers", "vllm"]
 
 
 def open_engine(
-    kind: EngineKind,
+    kind: EngineKind | str,
     model_dir: Path,
     *,
     dtype: str = "auto",
@@ -26,8 +27,9 @@ def open_engine(
 
     `auto` is vLLM where its GPU build is installed and sees a GPU, else transformers. `dtype`: auto | fp32 | fp16 |
     bf16. `max_batch_tokens` bounds rows × longest row being decoded at once; 0 lets the engine decide, as does 0 for
-    `max_model_len` (the model's own context). Seeds come with each request. Raises `ConfigError` for an engine that is
-    not there or a model that it cannot serve.
+    `max_model_len` (the model's own context). Seeds come with each request. `package.module:factory` is an engine from
+    elsewhere, whose factory takes the same arguments. Raises `ConfigError` for an engine that is not there or a model
+    that it cannot serve.
     """
     if not (model_dir / "config.json").is_file():
         raise ConfigError(f"model folder {model_dir.name!r} has no config.json")
@@ -37,6 +39,8 @@ def open_engine(
         "max_model_len": max_model_len,
         "trust_remote_code": trust_remote_code,
     }
+    if ":" in kind:
+        return open_plugin_engine(kind, model_dir, **settings)
     if choose_engine(kind, installed=is_installed(), serves_gpu=serves_gpu) == "vllm":
         from itrain_pipeline.engine.vllm import open_vllm_engine
 
@@ -47,7 +51,7 @@ def open_engine(
 
 
 def choose_engine(
-    kind: EngineKind, *, installed: bool, serves_gpu: Callable[[], bool]
+    kind: EngineKind | str, *, installed: bool, serves_gpu: Callable[[], bool]
 ) -> Literal["transformers", "vllm"]:
     """What `kind` stands for where vLLM is `installed` and, asked only then, has a GPU that it serves.
 
@@ -57,4 +61,8 @@ def choose_engine(
         raise ConfigError(f"engine: vllm is not installed here: install {SERVED}, or use 'transformers' or 'auto'")
     if kind == "auto":
         return "vllm" if installed and serves_gpu() else "transformers"
-    return kind
+    if kind == "vllm":
+        return "vllm"
+    if kind == "transformers":
+        return "transformers"
+    raise ConfigError(f"engine {kind!r}: allowed are auto, vllm, transformers and package.module:factory")
