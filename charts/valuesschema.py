@@ -64,7 +64,7 @@ VALUES: dict[str, Schema] = {
     "nameOverride": {**OPTIONAL_NAME, "maxLength": 50},
     "fullnameOverride": {**OPTIONAL_NAME, "maxLength": 50},
     "image": closed(
-        repository={"type": "string", "minLength": 1, "pattern": r"^[^\s:@]+(:[0-9]+/[^\s:@]+)?$"},
+        repository={"type": "string", "pattern": r"^([^\s:@]+(:[0-9]+/[^\s:@]+)?)?$"},
         tag={"type": "string", "pattern": r"^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$"},
         digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
         pullPolicy=either("Always", "IfNotPresent", "Never"),

@@ -171,6 +171,7 @@ def test_selectors_find_the_pods_and_nothing_else_changes_them(objects: list[Obj
 # What the schema refuses -----------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[Object, str]] = [
+    ({"image": {"repository": ""}}, 'image.repository: got ""'),
     ({"replica": 3}, "'replica'"),
     ({"replicas": "two"}, "/replicas"),
     ({"replicas": -1}, "/replicas"),

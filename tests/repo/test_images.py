@@ -12,6 +12,7 @@ from itrain_images.locks import Layer, read_lock, read_locks
 from itrain_images.sets import BY_NAME, HARDWARE, IMAGES, ROOT, ImageSet, version
 from itrain_operator.settings import OperatorSettings
 from itrain_testing.builders import make_run, ref
+from itrain_testing.chart import of_kind, render
 from itrain_testing.jobs import children, container, env, mounts, settings
 
 PAGE = (ROOT / "docs/images.md").read_text()
@@ -160,12 +161,12 @@ def test_entry_points_are_the_commands_of_the_chart_and_of_jobs() -> None:
         assert [*json.loads(values(image, "ENTRYPOINT")[0]), "train"] == container(job)["command"]
 
 
-def test_tags_are_those_that_the_chart_asks_for() -> None:
+def test_tags_are_those_that_the_chart_asks_for(chart_tools: None) -> None:
     chart = (ROOT / "charts/itrain/Chart.yaml").read_text()
     assert f'appVersion: "{version()}"' in chart
-    repository = re.search(r"^  repository: (\S+)$", (ROOT / "charts/itrain/values.yaml").read_text(), re.MULTILINE)
-    assert repository
-    assert BY_NAME["operator"].reference("itrain") == f"{repository[1]}:{version()}"
+    (deployment,) = of_kind(render(), "Deployment")
+    (operator,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert operator["image"] == BY_NAME["operator"].reference("registry.example/itrain")
     assert (
         BY_NAME["rollout-volta"].reference("registry.example/itrain") in Path(ROOT / "docs/installing.md").read_text()
     )

@@ -76,6 +76,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* What no schema can say. */}}
 {{- define "itrain.check" -}}
+{{- if not .Values.image.repository }}
+{{- fail "image.repository: got \"\", allowed is where the operator's image lies, such as registry.example/itrain/operator. None is published: `make images ONLY=operator` builds build/images/operator.tar, docs/images.md says how it gets into a registry or onto a node" }}
+{{- end }}
 {{- if eq (include "itrain.metricsPort" .) (include "itrain.healthPort" .) }}
 {{- fail (printf "settings.metricsPort: got %s, allowed is any port but settings.healthPort" (include "itrain.metricsPort" .)) }}
 {{- end }}

@@ -36,10 +36,14 @@ class ChartError(Exception):
     """Helm refused: its words."""
 
 
+IMAGE_VALUES = CHART / "ci/default-values.yaml"
+"""The one value that has no default."""
+
+
 def render(*values: Path, extra: Object | None = None, chart: Path = CHART) -> list[Object]:
-    """Every object of `helm template`; raises ChartError."""
+    """Every object of `helm template`, the operator's image named unless the values name another; raises ChartError."""
     command = ["template", RELEASE, str(chart), "--namespace", NAMESPACE, "--kube-version", kubernetes_version()]
-    for file in values:
+    for file in (IMAGE_VALUES, *values):
         command += ["--values", str(file)]
     if extra is not None:
         command += ["--values", "-"]
