@@ -126,8 +126,8 @@ $(IMAGES_STAMP): requirements/bootstrap.txt requirements/images.txt
 	@rm -f $(IMAGES_VENV)/.synced-* && touch $@
 
 .PHONY: images
-images: $(IMAGES_STAMP) ## the container images as OCI archives in build/images, with their SBOMs (ONLY="operator trainer-volta", BASE_IMAGE=, PREFIX=, TWICE=1)
-	@PYTHONPATH=images/src $(IMAGES_VENV)/bin/python -m itrain_images $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(PREFIX),--prefix $(PREFIX)) $(if $(TWICE),--twice) $(ONLY)
+images: $(IMAGES_STAMP) ## the container images as OCI archives in build/images, with their SBOMs (ONLY="operator trainer-volta", BASE_IMAGE=, PREFIX=, UNCOMPRESSED=1, TWICE=1)
+	@PYTHONPATH=images/src $(IMAGES_VENV)/bin/python -m itrain_images $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(if $(PREFIX),--prefix $(PREFIX)) $(if $(TWICE),--twice) $(if $(UNCOMPRESSED),--uncompressed) $(ONLY)
 
 .PHONY: images-lock
 images-lock: UV := $(IMAGES_VENV)/bin/uv

@@ -128,6 +128,16 @@ def test_images_run_as_the_user_that_pods_get(image: str) -> None:
     assert f"itrain:x:{security.run_as_user}:{security.run_as_group}:" in values(image, "RUN")[1]
 
 
+def test_cpu_images_have_no_cuda_but_its_runtime_and_the_rest_of_their_lock() -> None:
+    for image in (image for image in IMAGES if image.hardware):
+        left_out = pinned(image.name).keys() - {pin.name for pin in image.pins}
+        assert bool(left_out) == (image.hardware == "cpu"), image.name
+        assert [n for n in left_out if n != "triton" and not n.startswith(("nvidia-", "cuda-"))] == []
+        assert {"torch", "transformers"} <= {pin.name for pin in image.pins}
+        if image.hardware == "cpu":
+            assert [p.name for p in image.pins if p.name.startswith(("nvidia-", "cuda-"))] == ["nvidia-cuda-runtime"]
+
+
 def test_the_operators_image_has_no_compiler() -> None:
     assert not re.search(r"gcc|g\+\+|-dev\b", (ROOT / "images/operator/Containerfile").read_text())
 

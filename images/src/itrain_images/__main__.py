@@ -8,7 +8,18 @@ import subprocess
 import sys
 
 from itrain_images.base import EPOCH, BaseError, make_base
-from itrain_images.build import BuildError, Built, Engine, Order, build_base, build_image, find_engine
+from itrain_images.build import (
+    BuildError,
+    Built,
+    Engine,
+    Order,
+    base_reference,
+    build_base,
+    build_image,
+    built_before,
+    find_engine,
+    keep_receipt,
+)
 from itrain_images.locks import LockError
 from itrain_images.sbom import build_sbom
 from itrain_images.sets import BUILD, BY_NAME, IMAGES, ROOT, ImageSet, version
@@ -38,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=[e.value for e in Engine], help="default: the first that is here")
     parser.add_argument("--base-image", default="", help="default: a base made from Debian's packages")
     parser.add_argument("--prefix", default="localhost/itrain", help="registry and folder of the images' names")
+    parser.add_argument("--uncompressed", action="store_true", help="an archive for a node on this machine, sooner")
     parser.add_argument("--twice", action="store_true", help="build again from nothing; fail unless the digests agree")
     return parser
 
@@ -45,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def make_image(image: ImageSet, engine: Engine, arguments: argparse.Namespace) -> None:
     epoch = source_date()
     root = None if arguments.base_image else make_base(image.base)
-    base = arguments.base_image if root is None else build_base(root, engine, epoch=EPOCH)
+    base = arguments.base_image if root is None else base_reference(root)
     wheels = make_wheelhouse(image, epoch=epoch)
     write_sbom(image, build_sbom(image.name, version(), wheels, root, epoch=epoch))
     order = Order(
@@ -56,9 +68,15 @@ def make_image(image: ImageSet, engine: Engine, arguments: argparse.Namespace) -
         archive=BUILD / f"{image.name}.tar",
         epoch=epoch,
         revision=git("rev-parse", "HEAD") or "unknown",
+        compress=not arguments.uncompressed,
         fresh=arguments.twice,
         offline=root is not None,
     )
+    if not arguments.twice and (found := built_before(order, engine)):
+        tell(order.reference, found, " (nothing has changed)")
+        return
+    if root is not None:
+        build_base(root, engine, epoch=EPOCH)
     built = build_image(order, engine)
     tell(order.reference, built)
     if arguments.twice:
@@ -66,6 +84,7 @@ def make_image(image: ImageSet, engine: Engine, arguments: argparse.Namespace) -
         if again.digest != built.digest:
             raise BuildError(f"{image.name}: built twice, {built.digest} became {again.digest}")
         print("  built twice: the same digest")
+    keep_receipt(order, engine)
 
 
 def write_sbom(image: ImageSet, text: str) -> None:
@@ -76,9 +95,9 @@ def write_sbom(image: ImageSet, text: str) -> None:
     license_file.write_bytes((ROOT / "LICENSE").read_bytes())
 
 
-def tell(reference: str, built: Built) -> None:
-    size = f"{built.compressed_bytes / MIB:.1f} MiB compressed, {built.layers} layers"
-    print(f"{reference}\n  {built.digest}\n  {size}\n  {built.archive}", flush=True)
+def tell(reference: str, built: Built, note: str = "") -> None:
+    size = f"{built.compressed_bytes / MIB:.1f} MiB, {built.layers} layers"
+    print(f"{reference}{note}\n  {built.digest}\n  {size}\n  {built.archive}", flush=True)
 
 
 def source_date() -> int:

@@ -9,15 +9,15 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from itrain_images.files import sha256
 from itrain_images.locks import Layer
 from itrain_images.sets import BUILD, ROOT, ImageSet, version
-from itrain_images.wheelhouse import sha256
 
 
 class BuildError(RuntimeError):
@@ -43,6 +43,8 @@ class Order:
     archive: Path
     epoch: int
     revision: str
+    compress: bool = True
+    """Not for an archive that stays on this machine: compressing takes as long as the rest."""
     fresh: bool = False
     """Take no layer from an earlier build."""
     offline: bool = True
@@ -64,7 +66,7 @@ class Order:
 
     def _hash(self, requirements: str) -> str:
         """Of everything that a layer is made from."""
-        made_from = (self.wheels / requirements, self.wheels / "install")
+        made_from = (self.wheels / name for name in (requirements, *self.image.programs))
         return hashlib.sha256(b"".join(path.read_bytes() for path in made_from)).hexdigest()
 
 
@@ -91,14 +93,46 @@ def build_image(order: Order, engine: Engine) -> Built:
     """Build, write the archive, and read back what it is. Raises BuildError."""
     order.archive.parent.mkdir(parents=True, exist_ok=True)
     order.archive.unlink(missing_ok=True)
+    _receipt(order).unlink(missing_ok=True)
     for command in commands(order, engine):
         _checked(command)
     return inspect(order.archive)
 
 
-def build_base(archive: Path, engine: Engine, *, epoch: int) -> str:
-    """The root file system as an image in the builder's own store; its reference, which says what is in it."""
-    reference = f"localhost/itrain/base:{sha256(archive)[:32]}"
+def built_before(order: Order, engine: Engine) -> Built | None:
+    """What is at hand of the same order to the same builder."""
+    try:
+        if _receipt(order).read_text() == _order_sha256(order, engine):
+            return inspect(order.archive)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def keep_receipt(order: Order, engine: Engine) -> None:
+    """Of a finished build, for `built_before`."""
+    _receipt(order).write_text(_order_sha256(order, engine))
+
+
+def _receipt(order: Order) -> Path:
+    return order.archive.with_suffix(".order")
+
+
+def _order_sha256(order: Order, engine: Engine) -> str:
+    """Of all that an image is made from: the builder's words, which hold the layers' hashes, and files they name."""
+    files = (order.image.containerfile, order.wheels / "LICENSE", order.wheels / "sbom.cdx.json")
+    words = json.dumps([commands(replace(order, fresh=False), engine), *(sha256(path) for path in files)])
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def base_reference(archive: Path) -> str:
+    """What `build_base` calls a root file system; it says what is in it."""
+    return f"localhost/itrain/base:{sha256(archive)[:32]}"
+
+
+def build_base(archive: Path, engine: Engine, *, epoch: int) -> None:
+    """The root file system as an image in the builder's own store."""
+    reference = base_reference(archive)
     containerfile = ROOT / "images/base/Containerfile"
     arguments = ["--build-arg", f"ROOTFS={archive.name}", "--file", str(containerfile), "--tag", reference]
     folder = BUILD / "base"
@@ -109,7 +143,6 @@ def build_base(archive: Path, engine: Engine, *, epoch: int) -> str:
         _checked(["docker", "build", *arguments, "--build-arg", f"SOURCE_DATE_EPOCH={epoch}", str(folder)])
     else:
         _checked([*_builder(engine), *arguments, "--timestamp", str(epoch), str(folder)])
-    return reference
 
 
 def commands(order: Order, engine: Engine) -> list[list[str]]:
@@ -124,6 +157,7 @@ def commands(order: Order, engine: Engine) -> list[list[str]]:
     context = str(ROOT / "images")
     if engine is Engine.DOCKER:
         output = f"type=oci,dest={order.archive},rewrite-timestamp=true"
+        output += "" if order.compress else ",compression=uncompressed"
         epoch = ["--build-arg", f"SOURCE_DATE_EPOCH={order.epoch}"]
         network = ["--network", "none"] if order.offline else []
         provenance = ["--provenance=false", "--output", output]  # a provenance names the machine and the moment
@@ -132,8 +166,11 @@ def commands(order: Order, engine: Engine) -> list[list[str]]:
     build = [*_builder(engine), *network, "--layers", "--timestamp", str(order.epoch), *common, context]
     target = f"oci-archive:{order.archive}:{order.reference}"
     if engine is Engine.PODMAN:
-        return [build, ["podman", "save", "--format", "oci-archive", "--output", str(order.archive), order.reference]]
-    return [build, ["buildah", "push", "--quiet", "--format", "oci", order.reference, target]]
+        plain = [] if order.compress else ["--uncompressed"]
+        save = ["podman", "save", "--format", "oci-archive", *plain, "--output", str(order.archive)]
+        return [build, [*save, order.reference]]
+    plain = [] if order.compress else ["--disable-compression"]
+    return [build, ["buildah", "push", "--quiet", "--format", "oci", *plain, order.reference, target]]
 
 
 def _builder(engine: Engine) -> list[str]:

@@ -6,11 +6,15 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from itrain_images.locks import Layer, Pin, read_locks
+
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = ROOT / "build/images"
 HARDWARE = ("volta", "current", "cpu")
 EVALUATION = "bfcl"
 """The lock of the BFCL checkers, which prepare and evaluate need in either image; installed without dependencies."""
+CUDA_RUNTIME = frozenset({"nvidia-cuda-runtime"})
+"""What torch asks whether there is a GPU, where there is none too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,23 @@ class ImageSet:
     def locks(self) -> tuple[Path, ...]:
         files = (self.name,) if self.image == "operator" else (self.name, EVALUATION)
         return tuple(ROOT / "requirements" / f"{file}.txt" for file in files)
+
+    @property
+    def pins(self) -> list[Pin]:
+        """What is installed. On a CPU nothing calls CUDA or Triton: `images/standins` has what torch is linked to."""
+        found = read_locks(self.locks)
+        if self.hardware != "cpu":
+            return found
+        return [pin for pin in found if pin.name in CUDA_RUNTIME or not self._is_of_gpus(pin)]
+
+    @staticmethod
+    def _is_of_gpus(pin: Pin) -> bool:
+        return pin.layer is Layer.CUDA or pin.name == "triton"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Of the folder images/, run inside the build."""
+        return ("install", "standins") if self.hardware == "cpu" else ("install",)
 
     @property
     def containerfile(self) -> Path:

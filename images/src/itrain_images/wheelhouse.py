@@ -7,7 +7,6 @@ layer, with the hash of the very file that is installed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,7 +16,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from itrain_images.locks import Layer, Pin, read_lock, read_locks
+from itrain_images.files import sha256, tree_sha256
+from itrain_images.locks import Layer, Pin, read_lock
 from itrain_images.sets import BUILD, ROOT, ImageSet
 
 PYTHON_VERSION = "3.11"
@@ -27,7 +27,7 @@ GLIBC_MINOR = 31
 SOURCES_ONLY = frozenset({"deepspeed"})
 """Packages that the index has as source only. Anything else without a wheel is an error."""
 POOL = BUILD / "pool"
-NOT_SOURCE = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+NOT_SOURCE = ("build", "*.egg-info", "__pycache__")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +48,16 @@ class Wheel:
 def make_wheelhouse(image: ImageSet, *, epoch: int) -> list[Wheel]:
     """Fill `image.folder`; its wheels, sorted by name. Raises CalledProcessError when pip cannot."""
     POOL.mkdir(parents=True, exist_ok=True)
-    pins = read_locks(image.locks)
+    pins = image.pins
     files = _files_by_hash(POOL)
-    if any(not pin.hashes & files.keys() for pin in pins):
-        for lock in image.locks:
-            _download(lock)
+    if missing := [pin for pin in pins if not pin.hashes & files.keys()]:
+        _download(missing)
         files = _files_by_hash(POOL)
     wheels = [_wheel(pin, files, epoch=epoch) for pin in pins]
     wheels += [_hashed(_build(ROOT / package, epoch=epoch), Layer.CODE) for package in image.packages]
     wheels.sort(key=lambda wheel: wheel.name)
     _fill(image.folder, wheels)
-    _add_installer(image.folder, _bootstrap(files))
+    _add_installer(image, _bootstrap(files))
     return wheels
 
 
@@ -71,23 +70,22 @@ def _wheel(pin: Pin, files: dict[str, Path], *, epoch: int) -> Wheel:
 
 def _bootstrap(files: dict[str, Path]) -> Path:
     """The wheel of uv."""
-    lock = ROOT / "requirements/bootstrap.txt"
-    (pin,) = read_lock(lock)
+    (pin,) = read_lock(ROOT / "requirements/bootstrap.txt")
     if not pin.hashes & files.keys():
-        _download(lock)
+        _download([pin])
         files = _files_by_hash(POOL)
     return _wheel(pin, files, epoch=0).path
 
 
-def _download(lock: Path) -> None:
-    """Every file of a lock into the pool, hashes verified by pip."""
-    pins = read_lock(lock)
+def _download(pins: list[Pin]) -> None:
+    """The files of these pins into the pool, hashes verified by pip."""
     sources = [pin for pin in pins if pin.name in SOURCES_ONLY]
     common = ["--no-deps", "--require-hashes", "--dest", str(POOL)]
     with tempfile.TemporaryDirectory() as temp:
-        wheels = _requirements(Path(temp) / "wheels.txt", [pin for pin in pins if pin not in sources])
-        target = ["--python-version", PYTHON_VERSION, "--implementation", "cp", "--only-binary", ":all:"]
-        _pip("download", *common, *target, *_platforms(), "--requirement", wheels)
+        if others := [pin for pin in pins if pin not in sources]:
+            wheels = _requirements(Path(temp) / "wheels.txt", others)
+            target = ["--python-version", PYTHON_VERSION, "--implementation", "cp", "--only-binary", ":all:"]
+            _pip("download", *common, *target, *_platforms(), "--requirement", wheels)
         if sources:
             listed = _requirements(Path(temp) / "sources.txt", sources)
             _pip("download", *common, "--no-binary", ":all:", "--no-build-isolation", "--requirement", listed)
@@ -111,15 +109,16 @@ def _requirements(path: Path, pins: list[Pin]) -> str:
 
 def _build(source: Path, *, epoch: int) -> Path:
     """The wheel of a source archive or of one of our packages, the same bytes whenever it is built."""
-    made = BUILD / "built" / str(epoch) / source.name
-    if source.is_file() and (found := list(made.glob("*.whl"))):
-        return found[0]  # of a verified archive; our own sources may have changed
+    content = sha256(source) if source.is_file() else tree_sha256(source, NOT_SOURCE)
+    made = BUILD / "built" / str(epoch) / f"{source.name}-{content[:16]}"
+    if found := list(made.glob("*.whl")):
+        return found[0]
     shutil.rmtree(made, ignore_errors=True)
     environ = {"SOURCE_DATE_EPOCH": str(epoch), "DS_BUILD_OPS": "0", "PYTHONHASHSEED": "0"}
     with tempfile.TemporaryDirectory() as temp:
         if source.is_dir():
             clean = Path(temp) / source.name
-            shutil.copytree(source, clean, ignore=NOT_SOURCE)
+            shutil.copytree(source, clean, ignore=shutil.ignore_patterns(*NOT_SOURCE))
             for path in (clean, *clean.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
             source = clean
@@ -145,14 +144,16 @@ def _fill(folder: Path, wheels: list[Wheel]) -> None:
         (folder / f"{layer.value}.txt").write_text("".join(lines))
 
 
-def _add_installer(folder: Path, uv: Path) -> None:
-    """The build mounts both and keeps neither. A stage of its own would do, but buildah 1.28 mounts a stage that it
+def _add_installer(image: ImageSet, uv: Path) -> None:
+    """The build mounts these and keeps none. A stage of its own would do, but buildah 1.28 mounts a stage that it
     takes from its cache as an empty folder."""
-    shutil.copy(ROOT / "images/install", folder / "install")
+    folder = image.folder
+    for program in image.programs:
+        shutil.copy(ROOT / "images" / program, folder / program)
     with zipfile.ZipFile(uv) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".data/scripts/uv"))
         (folder / "uv").write_bytes(archive.read(name))
-    for program in ("install", "uv"):
+    for program in (*image.programs, "uv"):
         (folder / program).chmod(0o755)
 
 
@@ -162,8 +163,3 @@ def _files_by_hash(folder: Path) -> dict[str, Path]:
 
 def _hashed(path: Path, layer: Layer) -> Wheel:
     return Wheel(path=path, sha256=sha256(path), layer=layer)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

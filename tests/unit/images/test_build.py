@@ -6,12 +6,23 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from itrain_images import base
-from itrain_images.build import BuildError, Engine, Order, commands, find_engine, inspect
+from itrain_images.build import (
+    BuildError,
+    Engine,
+    Order,
+    build_image,
+    built_before,
+    commands,
+    find_engine,
+    inspect,
+    keep_receipt,
+)
 from itrain_images.locks import Layer
 from itrain_images.sets import BY_NAME, ROOT
 
@@ -50,6 +61,15 @@ def test_buildah_keeps_layers_sets_every_time_and_gets_no_network(wheels: Path) 
     assert push[-2:] == [order(wheels).reference, "oci-archive:/out/trainer-volta.tar:r.example/itrain/trainer:1-volta"]
 
 
+def test_an_archive_for_this_machine_is_not_compressed(wheels: Path) -> None:
+    plain = replace(order(wheels), compress=False)
+    assert "--disable-compression" in commands(plain, Engine.BUILDAH)[1]
+    assert "--uncompressed" in commands(plain, Engine.PODMAN)[1]
+    assert any(word.endswith(",compression=uncompressed") for word in commands(plain, Engine.DOCKER)[0])
+    for engine in Engine:
+        assert "compress" not in " ".join(commands(order(wheels), engine)[-1])
+
+
 def test_a_base_from_a_registry_needs_the_network_and_a_second_build_no_cache(wheels: Path) -> None:
     build = commands(order(wheels, offline=False, fresh=True), Engine.PODMAN)[0]
     assert "--network" not in build
@@ -82,7 +102,8 @@ def test_builders_without_a_daemon_come_first_and_none_is_said_plainly() -> None
         find_engine({}.get)
 
 
-def test_digest_and_size_are_the_manifests(tmp_path: Path) -> None:
+def write_archive(path: Path) -> str:
+    """An archive of two layers; its manifest's digest."""
     layers = [{"digest": "sha256:1", "size": 70}, {"digest": "sha256:2", "size": 20}]
     manifest = json.dumps({"config": {"size": 5}, "layers": layers}).encode()
     digest = hashlib.sha256(manifest).hexdigest()
@@ -90,13 +111,55 @@ def test_digest_and_size_are_the_manifests(tmp_path: Path) -> None:
         "index.json": json.dumps({"manifests": [{"digest": f"sha256:{digest}"}]}).encode(),
         f"blobs/sha256/{digest}": manifest,
     }
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+    with tarfile.open(path, "w") as archive:
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
+    return f"sha256:{digest}"
+
+
+def test_digest_and_size_are_the_manifests(tmp_path: Path) -> None:
+    digest = write_archive(tmp_path / "x.tar")
     found = inspect(tmp_path / "x.tar")
-    assert (found.digest, found.compressed_bytes, found.layers) == (f"sha256:{digest}", 95, 2)
+    assert (found.digest, found.compressed_bytes, found.layers) == (digest, 95, 2)
+
+
+@pytest.fixture
+def finished(wheels: Path) -> Order:
+    """An order whose archive is there, with its receipt."""
+    for name in ("LICENSE", "sbom.cdx.json"):
+        (wheels / name).write_text(name)
+    made = replace(order(wheels), archive=wheels / "trainer-volta.tar")
+    write_archive(made.archive)
+    keep_receipt(made, Engine.BUILDAH)
+    return made
+
+
+def test_what_was_built_of_the_same_order_is_not_built_again(finished: Order) -> None:
+    found = built_before(finished, Engine.BUILDAH)
+    assert found is not None
+    assert (found.archive, found.layers) == (finished.archive, 2)
+    assert built_before(replace(finished, fresh=True), Engine.BUILDAH) == found
+
+
+@pytest.mark.parametrize("file", ["torch.txt", "install", "LICENSE", "sbom.cdx.json"])
+def test_a_changed_file_is_another_order(finished: Order, file: str) -> None:
+    (finished.wheels / file).write_text("changed")
+    assert built_before(finished, Engine.BUILDAH) is None
+
+
+def test_another_base_revision_or_builder_is_another_order(finished: Order) -> None:
+    assert built_before(finished, Engine.PODMAN) is None
+    assert built_before(replace(finished, base="base@sha256:2"), Engine.BUILDAH) is None
+    assert built_before(replace(finished, revision="def"), Engine.BUILDAH) is None
+
+
+def test_an_archive_that_is_gone_or_was_not_finished_is_built(finished: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises((BuildError, OSError)):
+        build_image(finished, Engine.BUILDAH)
+    assert built_before(finished, Engine.BUILDAH) is None
 
 
 def test_packages_come_from_what_is_named_then_from_the_same_debian_then_from_its_mirror(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from itrain_images.files import sha256
 from itrain_images.locks import Layer
 from itrain_images.sbom import DPKG_STATUS, build_sbom
-from itrain_images.wheelhouse import Wheel, sha256
+from itrain_images.wheelhouse import Wheel
 
 EPOCH = 1_700_000_000
 STATUS = """Package: libc6
