@@ -26,7 +26,7 @@ def judge(root: Path, category: str = "single_turn", *, partial: bool = False) -
     os.environ["BFCL_PROJECT_ROOT"] = str(root)
     for name in UNUSED:
         if importlib.util.find_spec(name) is None:
-            sys.modules[name] = _empty(name)
+            sys.modules[name] = empty_module(name)
     config = types.ModuleType("bfcl_eval.constants.model_config")
     sys.modules[config.__name__] = config
     config.__dict__["MODEL_CONFIG_MAPPING"] = {}
@@ -51,7 +51,7 @@ def judge(root: Path, category: str = "single_turn", *, partial: bool = False) -
     return scores
 
 
-def _empty(name: str) -> types.ModuleType:
+def empty_module(name: str) -> types.ModuleType:
     module = MagicMock(name=name)
     module.final = module.override = lambda function: function
     module.EnforceOverrides = type("EnforceOverrides", (), {})

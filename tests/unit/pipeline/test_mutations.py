@@ -3,74 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from dataclasses import dataclass, field
 
 import pytest
 
-from itrain_pipeline.evals.bfcl import Judgement, judge, load_items
-from itrain_pipeline.evals.bfcl_data import GOLD_DEFECTS, BfclItem
-from itrain_pipeline.records import ToolCall
-from itrain_pipeline.toolcalls.parse import parse
-from itrain_testing.bfclgold import gold_answer
-from itrain_testing.mutations import PLANTERS, Call, Mutant, Task, hallucinated, mutants, write
+from itrain_pipeline.evals.bfcl import load_items
+from itrain_testing.mutations import PLANTERS, Task
+from itrain_testing.planting import Tally, count_planted
 
 LEAKS_OF_18000 = 1
 SHARES = dict.fromkeys((*PLANTERS, "hallucinated_call"), 0.95) | {"parameter_name": 0.90, "tool_name": 0.90}
 
 
-@dataclass
-class Tally:
-    planted: Counter[str] = field(default_factory=Counter)
-    named: Counter[str] = field(default_factory=Counter)
-    leaks: list[tuple[str, Mutant]] = field(default_factory=list)
-
-
-def verdict(item: BfclItem, text: str) -> Judgement:
-    read = parse(text, "pythonic")
-    return judge(item, read.calls, well_formed=read.error is None)
-
-
-def pairs(calls: list[ToolCall]) -> list[Call]:
-    return [(call.name, dict(call.arguments)) for call in calls]
-
-
-def right_answer(item: BfclItem, rng: random.Random) -> list[Call]:
-    """Half of them with their optional parameters, where the official checker takes those."""
-    full = pairs(gold_answer(item, optional=True))
-    if rng.random() < 0.5 and verdict(item, write(full)).correct:
-        return full
-    return pairs(gold_answer(item))
-
-
-def spoiled(item: BfclItem, rng: random.Random) -> list[Mutant]:
-    if item.category.endswith("irrelevance"):
-        return [hallucinated(list(item.functions), rng)] if item.functions else []
-    if not item.possible_answers or item.id in GOLD_DEFECTS:
-        return []
-    calls = right_answer(item, rng)
-    assert verdict(item, write(calls)).correct, item.id
-    task = Task(
-        calls=calls,
-        functions={function["name"]: function for function in item.functions},
-        allowed=list(item.possible_answers),
-        literal="java" not in item.category,
-    )
-    return list(mutants(task, rng))
-
-
 @pytest.fixture(scope="module")
 def tally() -> Tally:
-    """Every item with every class of mistake, through our parser and the official checker."""
-    found = Tally()
-    for item in load_items():
-        for mutant in spoiled(item, random.Random(item.id)):
-            judgement = verdict(item, mutant.text)
-            found.planted[mutant.kind] += 1
-            found.named[mutant.kind] += judgement.error_class == mutant.kind
-            if judgement.correct:
-                found.leaks.append((item.id, mutant))
-    return found
+    return count_planted(load_items())
 
 
 def test_no_planted_mistake_is_taken_for_right(tally: Tally) -> None:
@@ -82,7 +28,7 @@ def test_no_planted_mistake_is_taken_for_right(tally: Tally) -> None:
 @pytest.mark.parametrize("kind", SHARES)
 def test_a_planted_mistake_is_named_as_what_it_is(tally: Tally, kind: str) -> None:
     assert tally.planted[kind] >= 1000
-    assert tally.named[kind] / tally.planted[kind] >= SHARES[kind]
+    assert tally.share(kind) >= SHARES[kind]
 
 
 def test_the_generator_never_plants_what_is_allowed() -> None:

@@ -92,7 +92,12 @@ def of_model(
 
         def counters() -> dict[str, float]:
             found = engine.counters()
-            return {"requests": found.requests, "decoded": found.decoded, "prefill_computed": found.prefill_computed}
+            return {
+                "requests": found.requests,
+                "decoded": found.decoded,
+                "prefill_computed": found.prefill_computed,
+                "prefill_cached": found.prefill_cached,
+            }
 
         return lambda question: asker.ask(question, point), engine.aclose, counters
 
