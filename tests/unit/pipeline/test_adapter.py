@@ -119,3 +119,13 @@ def test_a_run_keeps_one_rank(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 16, "lora_alpha": 8}))
     with pytest.raises(ConfigError, match=r"adapter\.rank: got 4, the adapter to continue has 16"):
         check_rank(tmp_path, SPEC)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"r": 100000}'])
+def test_a_broken_configuration_of_an_adapter_is_data_and_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(DataError, match=r"^adapter_config\.json"):
+        check_adapter_folder(tmp_path)
+    with pytest.raises(DataError, match=r"^adapter_config\.json"):
+        check_rank(tmp_path, SPEC)

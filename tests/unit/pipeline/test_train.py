@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from itrain_contract.stageio import StageResult
+from itrain_contract.stageio import ArtifactRef, StageResult
 from itrain_contract.stages import StageKind
-from itrain_contract.stagespec import TrainStage
+from itrain_contract.stagespec import TrainGuards, TrainStage
 from itrain_pipeline.errors import ConfigError, DataError, Interrupted
 from itrain_pipeline.files import sha256_file
 from itrain_pipeline.learn.adapter import adapter_sha256, continue_adapter
+from itrain_pipeline.learn.guards import plan_guards
 from itrain_pipeline.learn.job import deepspeed_config
 from itrain_pipeline.learn.loading import load_model
 from itrain_pipeline.learn.order import plan_batches
@@ -166,13 +170,40 @@ def test_an_answer_that_is_too_long_leaves_its_pairs_out_and_an_unknown_sample_i
     upstream = FolderUpstream(results, tmp_path / "scratch")
     stage = TrainStage(answer_nll_weight=1.0, answers="pairs", max_length=most)
     assert merge_pairs(1, stage, upstream).too_long == len(of_first)
-    assert merge_pairs(1, TrainStage(max_length=most), upstream).too_long == 0
+    assert merge_pairs(1, TrainStage(answer_nll_weight=0.0, max_length=most), upstream).too_long == 0
     unknown = [
         prepare_result(tmp_path / "one", start.model_dir, [long]),
         *rollout_results(tmp_path / "again", pairs),
     ]
     with pytest.raises(DataError, match=r"the rollouts name 1 samples that train\.jsonl lacks, the first is row-001"):
         merge_pairs(1, stage, FolderUpstream(unknown, tmp_path / "again"))
+
+
+class CountingUpstream(FolderUpstream):
+    """Counts how often each file was fetched, by its name."""
+
+    def __init__(self, results: list[StageResult], scratch: Path) -> None:
+        super().__init__(results, scratch)
+        self.fetched: Counter[str] = Counter()
+
+    def fetch(self, ref: ArtifactRef) -> Path:
+        self.fetched[ref.uri.rpartition("/")[2]] += 1
+        return super().fetch(ref)
+
+
+def test_answers_and_the_guards_prompts_come_from_one_reading_of_the_examples(start: Start, tmp_path: Path) -> None:
+    examples, pairs = make_examples(9), start.pairs(4)
+    results = [prepare_result(tmp_path, start.model_dir, examples), *rollout_results(tmp_path / "rollout", pairs)]
+    for probed, weight in itertools.product((0, 4), (0.0, 1.0)):
+        stage = TrainStage(answer_nll_weight=weight, answers="pairs", guards=TrainGuards(probe_rows=probed))
+        plan = functools.partial(plan_guards, stage.guards, call_format="pythonic", seed=3)
+        upstream = CountingUpstream(results, tmp_path / "scratch")
+        found = merge_pairs(1, stage, upstream, plan)
+        assert found.guards == plan(examples)
+        assert (found.guards.probe is not None) == bool(probed)
+        wanted = {pair.lineage.sample_id for pair in pairs} if weight else set()
+        assert found.answers == {e.id: e.answer_ids for e in examples if e.id in wanted}
+        assert upstream.fetched["train.jsonl"] == (1 if probed or weight else 0)
 
 
 def test_samples_that_the_search_missed_are_trained_on_by_their_answers(start: Start, tmp_path: Path) -> None:
@@ -266,7 +297,7 @@ def test_a_model_that_takes_no_mask_is_trained_with_two_rows_per_pair(
 
 def test_pairs_of_all_shards_come_in_the_order_of_sample_and_pair(tmp_path: Path) -> None:
     pairs = make_pairs(12)
-    stage = TrainStage()
+    stage = TrainStage(answer_nll_weight=0.0)
     merged = [
         merge_pairs(1, stage, FolderUpstream(rollout_results(tmp_path / f"{shards}", pairs, shards=shards), tmp_path))
         for shards in (1, 3)
@@ -280,7 +311,7 @@ def test_pairs_of_all_shards_come_in_the_order_of_sample_and_pair(tmp_path: Path
 def test_pairs_that_are_too_long_are_counted_and_never_cut(tmp_path: Path) -> None:
     pairs = make_pairs(20)
     upstream = FolderUpstream(rollout_results(tmp_path, pairs), tmp_path)
-    found = merge_pairs(1, TrainStage(max_length=20), upstream)
+    found = merge_pairs(1, TrainStage(answer_nll_weight=0.0, max_length=20), upstream)
     assert 0 < found.too_long < 20
     assert {pair.id for pair in found.fitting} <= {pair.id for pair in pairs}
     assert all(
@@ -291,7 +322,7 @@ def test_pairs_that_are_too_long_are_counted_and_never_cut(tmp_path: Path) -> No
 def test_an_empty_step_is_named(tmp_path: Path) -> None:
     pairs = [*make_pairs(2), dataclasses.replace(make_pairs(3)[2], id="bad", rejected_ids=())]
     with pytest.raises(DataError, match="pair bad has an empty prompt or step"):
-        merge_pairs(1, TrainStage(), FolderUpstream(rollout_results(tmp_path, pairs), tmp_path))
+        merge_pairs(1, TrainStage(answer_nll_weight=0.0), FolderUpstream(rollout_results(tmp_path, pairs), tmp_path))
 
 
 def test_pairs_of_another_adapter_are_refused(start: Start, tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.files import sha256_file, write_atomic
+from itrain_pipeline.loraconfig import CONFIG_FILE, WEIGHTS_FILE, read_lora_config
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE)
 
 
@@ -72,7 +71,7 @@ def check_adapter_folder(folder: Path) -> None:
     for name in ADAPTER_FILES:
         if not (folder / name).is_file():
             raise DataError(f"adapter folder {folder.name!r} has no {name}")
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_lora_config(folder)
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"{CONFIG_FILE}: peft_type is {config.get('peft_type')!r}, allowed is 'LORA'")
     if config.get("use_dora") or config.get("modules_to_save"):
@@ -81,7 +80,7 @@ def check_adapter_folder(folder: Path) -> None:
 
 def check_rank(folder: Path, spec: AdapterSpec) -> None:
     """Raise ConfigError when the adapter to continue is not the one that the spec describes."""
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_lora_config(folder)
     for field, got, wanted in (("rank", config.get("r"), spec.rank), ("alpha", config.get("lora_alpha"), spec.alpha)):
         if got != wanted:
             raise ConfigError(f"adapter.{field}: got {wanted}, the adapter to continue has {got}; a run keeps one")
@@ -98,8 +97,7 @@ def clean_adapter(folder: Path) -> Path:
     for path in folder.iterdir():
         if path.name not in ADAPTER_FILES:
             path.unlink()
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": "", "inference_mode": True}
+    config = read_lora_config(folder) | {"base_model_name_or_path": "", "inference_mode": True}
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])  # PEFT keeps a set
     write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())

@@ -6,8 +6,11 @@ finished first (method document, section 4).
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +20,7 @@ from itrain_contract.stageio import StageInput, StageResult
 from itrain_contract.stages import StageKind
 from itrain_contract.stagespec import TrainStage
 from itrain_pipeline.errors import ConfigError, DataError
-from itrain_pipeline.learn.guards import plan_guards
+from itrain_pipeline.learn.guards import Guards, plan_guards
 from itrain_pipeline.learn.inputs import Adapter, newest_adapter, prepare_result
 from itrain_pipeline.learn.job import (
     FitResult,
@@ -40,6 +43,8 @@ SHOWN = ("reward_margin", "reward_accuracy", "chosen_logprob", "answer_logprob")
 
 Answers = Mapping[str, Sequence[int]]
 """Right answers by sample, as token ids; none where only steps are trained on."""
+PlanGuards = Callable[[Iterable[Example]], Guards]
+"""Guards by prepare's training examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,7 @@ class Pairs:
     too_long: int
     answers: Answers
     missed: tuple[Example, ...]
+    guards: Guards | None = None
 
 
 def run(stage_input: StageInput, ports: Ports) -> StageOutput:
@@ -65,7 +71,13 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     if stage.nodes != ports.nodes.count:
         raise ConfigError(f"train.nodes: got {stage.nodes}, allowed is {ports.nodes.count} here")
     before = newest_adapter(ports.upstream)
-    pairs = merge_pairs(stage_input.iteration, stage, ports.upstream)
+    plan = functools.partial(
+        plan_guards,
+        stage.guards,
+        call_format=stage_input.spec.get("callFormat", "pythonic"),
+        seed=int(stage_input.spec["seed"]),  # the same prompts in every iteration
+    )
+    pairs = merge_pairs(stage_input.iteration, stage, ports.upstream, plan)
     check_lineage(pairs, before)
     if not pairs.fitting and not pairs.missed:
         if ports.nodes.rank:
@@ -83,10 +95,10 @@ def run(stage_input: StageInput, ports: Ports) -> StageOutput:
     return build_output(job, result, pairs, before, compute, ports)
 
 
-def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
+def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream, plan: PlanGuards | None = None) -> Pairs:
     """All pairs of the completed shards by (sample, pair id), and the samples that only have an answer to teach, by id.
 
-    Those longer than `maxLength` are counted, never cut.
+    Those longer than `maxLength` are counted, never cut. Guards are there where `plan` is.
     """
     results = upstream.results(StageKind.ROLLOUT, iteration)
     if not results:
@@ -99,10 +111,9 @@ def merge_pairs(iteration: int, stage: TrainStage, upstream: Upstream) -> Pairs:
         if not pair.chosen_ids or not pair.rejected_ids or not pair.prompt_ids:
             raise DataError(f"pairs.jsonl: pair {pair.id} has an empty prompt or step; both steps need a token")
     missed = missed_samples(results, upstream) if stage.answer_nll_weight and stage.answers == "missed" else ()
-    examples: dict[str, Example] = {}
-    if stage.answer_nll_weight:
-        examples = find_examples({pair.lineage.sample_id for pair in merged} | set(missed), upstream)
-    return fitting_rows(merged, missed, examples, stage.max_length)
+    wanted = {pair.lineage.sample_id for pair in merged} | set(missed) if stage.answer_nll_weight else set()
+    examples, guards = read_examples(wanted, upstream, plan)
+    return dataclasses.replace(fitting_rows(merged, missed, examples, stage.max_length), guards=guards)
 
 
 def fitting_rows(
@@ -122,16 +133,28 @@ def missed_samples(results: Sequence[StageResult], upstream: Upstream) -> list[s
     return sorted(record.sample_id for path in trees for record in read_trees(path) if record.reached is False)
 
 
-def find_examples(wanted: Set[str], upstream: Upstream) -> dict[str, Example]:
-    """Samples by id, as prepare wrote them. DataError for one that it did not write."""
-    found = {row.id: row for row in training_rows(upstream) if row.id in wanted}
+def read_examples(
+    wanted: Set[str], upstream: Upstream, plan: PlanGuards | None
+) -> tuple[dict[str, Example], Guards | None]:
+    """Samples by id as prepare wrote them, and the guards, in one reading of a file that is larger than memory may be.
+
+    DataError for a sample that prepare did not write.
+    """
+    found: dict[str, Example] = {}
+
+    def passing() -> Iterator[Example]:
+        for row in read_jsonl(upstream.fetch(prepare_result(upstream).outputs["train.jsonl"]), Example):
+            if row.id in wanted:
+                found[row.id] = row
+            yield row
+
+    rows = passing()
+    guards = None if plan is None else plan(rows)
+    if wanted:
+        collections.deque(rows, maxlen=0)  # guards that probe nothing have read nothing
     if unknown := sorted(wanted - found.keys()):
         raise DataError(f"the rollouts name {len(unknown)} samples that train.jsonl lacks, the first is {unknown[0]}")
-    return found
-
-
-def training_rows(upstream: Upstream) -> Iterator[Example]:
-    return read_jsonl(upstream.fetch(prepare_result(upstream).outputs["train.jsonl"]), Example)
+    return found, guards
 
 
 def check_lineage(pairs: Pairs, before: Adapter | None) -> None:
@@ -223,12 +246,7 @@ def build_job(
         trees=trees,
         form=stage.rows,
         pass_tokens=stage.batch_tokens,
-        guards=plan_guards(
-            stage.guards,
-            training_rows(ports.upstream),
-            call_format=stage_input.spec.get("callFormat", "pythonic"),
-            seed=int(stage_input.spec["seed"]),  # the same prompts in every iteration
-        ),
+        guards=pairs.guards,
     )
 
 
