@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from itrain_contract.base import SpecModel
 from itrain_contract.names import API_VERSION, KIND, RUN_NAME_MAX_LENGTH, RUN_NAME_PATTERN
 from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.stagespec import ENGINE_PATTERN
 from itrain_contract.yamltext import MAX_CHARACTERS, SpecLoader, read_documents
 
 MAX_PROBLEMS = 100
@@ -246,13 +247,15 @@ def _unknown_field(location: tuple[int | str, ...], field: str, root: type[BaseM
     return SpecProblem(field=field, got="an unknown field", allowed=", ".join(known) or "no fields", remedy=remedy)
 
 
+PATTERNS = {ENGINE_PATTERN: "auto, vllm, transformers or package.module:factory"}
+"""Patterns that are easier said than read."""
 _ALLOWED: dict[str, Callable[[dict[str, Any]], str]] = {
     "literal_error": lambda c: "one of " + str(c["expected"]).replace(" or ", ", ").replace("'", ""),
     "greater_than_equal": lambda c: f"at least {c['ge']}",
     "greater_than": lambda c: f"more than {c['gt']}",
     "less_than_equal": lambda c: f"at most {c['le']}",
     "less_than": lambda c: f"less than {c['lt']}",
-    "string_pattern_mismatch": lambda c: f"text that matches {c['pattern']}",
+    "string_pattern_mismatch": lambda c: PATTERNS.get(c["pattern"], f"text that matches {c['pattern']}"),
     "string_too_long": lambda c: f"at most {c['max_length']} characters",
     "string_too_short": lambda c: f"at least {c['min_length']} characters",
     "too_long": lambda c: f"at most {c['max_length']} items",

@@ -175,14 +175,8 @@ class ScoreStage(ShardedStage):
     """Longer rows get no perplexity and are not searched."""
 
 
-EngineName = Annotated[
-    str,
-    StringConstraints(
-        min_length=1,
-        max_length=253,
-        pattern=r"^(auto|vllm|transformers|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
-    ),
-]
+ENGINE_PATTERN = r"^(auto|vllm|transformers|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$"
+EngineName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=ENGINE_PATTERN)]
 
 
 class RolloutStage(ShardedStage):
