@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from itrain_testing.builtimages import OPERATOR, PIPELINE, build_image
 from itrain_testing.cluster import node as nodes
 from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.node import Node
 from itrain_testing.gotools import ToolMissingError
-from itrain_testing.operatorimage import build_operator_image
 from itrain_testing.tiny_model import write_tiny_model
 from itrain_testing.trainnodes import MakeWorld, TrainWorld
 
@@ -75,7 +75,17 @@ def world(tmp_path: Path, model: Path) -> Iterator[MakeWorld]:
 @pytest.fixture(scope="session")
 def operator_archive() -> Path:
     """The operator's image, built as docs/images.md says."""
+    return built(OPERATOR)
+
+
+@pytest.fixture(scope="session")
+def pipeline_archive() -> Path:
+    """The image of all stages for machines without a GPU."""
+    return built(PIPELINE)
+
+
+def built(image: str) -> Path:
     try:
-        return build_operator_image()
+        return build_image(image)
     except ToolMissingError as error:
         sessions.unavailable(str(error))

@@ -13,19 +13,24 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from itrain_images.build import inspect
 from itrain_images.sets import version
+from itrain_testing.builtimages import OPERATOR, reference
 from itrain_testing.chart import NAMESPACE, render
 from itrain_testing.cluster import sessions
 from itrain_testing.cluster.access import ROOT, Access, eventually
 from itrain_testing.cluster.hostpython import IMAGE, USER
 from itrain_testing.cluster.node import Node
-from itrain_testing.operatorimage import REFERENCE, REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 PUBLIC = ("debian.org", "pypi" + ".org", "python" + "hosted.org")
 """Hosts that packages themselves mention."""
 CHUNK = 1 << 20
+REFERENCE = reference(OPERATOR)
+REPOSITORY = REFERENCE.rpartition(":")[0]
+LARGEST_OPERATOR = 150 << 20
+"""Bytes, compressed."""
 
 
 @pytest.fixture
@@ -91,6 +96,10 @@ def wait_until_available(access: Access) -> None:
         said = access.try_kubectl("describe", "pods", namespace=NAMESPACE).stdout[-3000:]
         logs = access.try_kubectl("logs", "deployment/itrain", namespace=NAMESPACE)
         raise AssertionError(f"{done.stderr}\n{said}\n{logs.stdout}{logs.stderr}")
+
+
+def test_the_operators_image_is_small(operator_archive: Path) -> None:
+    assert inspect(operator_archive).compressed_bytes <= LARGEST_OPERATOR
 
 
 def test_the_itrain_command_runs_as_nobody_in_particular_on_a_read_only_root(

@@ -7,13 +7,13 @@ from typing import Any
 
 from itrain_contract.loading import load_run
 from itrain_testing.cluster.access import ROOT
-from itrain_testing.nodesite import NodeSite
+from itrain_testing.nodesite import TeamSite
 from itrain_testing.watchrun import WatchedRun
 
 CLAIM = "artifacts"
 
 
-def make_claim(site: NodeSite, folder: Path) -> None:
+def make_claim(site: TeamSite, folder: Path) -> None:
     """A volume that is `folder`, bound to the claim `artifacts` of the site's namespace.
 
     A hostPath volume knows no fsGroup: the folder is open to everybody instead.
@@ -42,7 +42,7 @@ def make_claim(site: NodeSite, folder: Path) -> None:
     site.access.apply(volume, claim)
 
 
-def apply_on_claim(site: NodeSite, name: str) -> WatchedRun:
+def apply_on_claim(site: TeamSite, name: str) -> WatchedRun:
     """A tiny run without its evaluations, its artifacts on the claim."""
     document = load_run(ROOT / "crds/examples/tiny.yaml").model_dump(mode="json", by_alias=True, exclude_unset=True)
     document["metadata"] = {"name": name, "namespace": site.namespace}

@@ -43,12 +43,17 @@ class TeamSite:
     def access(self) -> Access:
         return self.node.access
 
-    def apply(self, example: str, name: str, *, nodes: int = 1) -> WatchedRun:
-        """A run of crds/examples under another name, its artifacts on the S3 server; it trains on so many nodes."""
+    def apply(self, example: str, name: str, *, nodes: int = 1, iterations: int = 0) -> WatchedRun:
+        """A run of crds/examples under another name, its artifacts on the S3 server; it trains on so many nodes.
+
+        0 iterations: the example's.
+        """
         document = load_run(ROOT / "crds/examples" / example).model_dump(mode="json", by_alias=True, exclude_unset=True)
         document["metadata"] = {"name": name, "namespace": self.namespace}
         document["spec"]["storage"] = {"uri": f"s3://{BUCKET}/runs", "secretRef": {"name": SECRET}}
         document["spec"]["stages"]["train"]["nodes"] = nodes
+        if iterations:
+            document["spec"]["iterations"] = {"max": iterations}
         for stage in document["spec"]["stages"].values():
             stage["retry"] = {"limit": 3, "backoffSeconds": 1}
         self.access.apply(document)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -40,11 +41,11 @@ def ready_condition() -> Raw:
     }
 
 
-def build_node_status(log_port: int) -> Raw:
-    """A node with room for everything; the API server asks it for logs on loopback."""
+def build_node_status(log_port: int, capacity: Mapping[str, str] = CAPACITY) -> Raw:
+    """A node with room for everything by default; the API server asks it for logs on loopback."""
     return {
-        "capacity": CAPACITY,
-        "allocatable": CAPACITY,
+        "capacity": dict(capacity),
+        "allocatable": dict(capacity),
         "conditions": [ready_condition()],
         "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": log_port}},

@@ -10,15 +10,33 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from itrain_testing import charttools
+from itrain_testing import charttools, nodesite
+from itrain_testing.builtimages import OPERATOR, PIPELINE, reference
 from itrain_testing.chart import CHART, NAMESPACE, RELEASE
 from itrain_testing.cluster.access import Access
-from itrain_testing.nodesite import SETTINGS
-from itrain_testing.operatorimage import REFERENCE
 from itrain_testing.rights import Rights
 
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
 DEPLOYMENT = f"deployment/{RELEASE}"
+GPU_IMAGES = {
+    pool: {kind: f"registry.example/itrain/{kind}:0.1.0-{pool}" for kind in ("trainer", "rollout")}
+    for pool in ("volta", "current")
+}
+"""Of nodes that pull nothing."""
+BUILT_SETTINGS: dict[str, Any] = {
+    **nodesite.SETTINGS,
+    "images": {"cpu": {"pipeline": reference(PIPELINE)}, **GPU_IMAGES},
+    "pools": {
+        "cpu": {"runtimeClassName": "plain"},
+        "volta": {
+            "tolerations": [
+                {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+                {"key": "dedicated", "operator": "Equal", "value": "v100", "effect": "NoSchedule"},
+            ]
+        },
+    },
+}
+"""Images that were built here and nothing of this machine beside them; pools as a platform engineer names them."""
 
 
 class HelmError(Exception):
@@ -26,16 +44,16 @@ class HelmError(Exception):
 
 
 class Release:
-    """`helm` on one release in one namespace. `folder` is for values and charts."""
+    """`helm` on one release in one namespace. `folder` is for values and charts, `settings` are the operator's."""
 
-    def __init__(self, access: Access, folder: Path) -> None:
+    def __init__(self, access: Access, folder: Path, settings: dict[str, Any] = nodesite.SETTINGS) -> None:
         self._access = access
         self._folder = folder
-        repository, _, tag = REFERENCE.rpartition(":")
+        repository, _, tag = reference(OPERATOR).rpartition(":")
         self.values: dict[str, Any] = {
             "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
             "runtimeClassName": "plain",
-            "settings": SETTINGS,
+            "settings": settings,
         }
 
     def install(self, chart: Path = CHART) -> str:
@@ -61,6 +79,11 @@ class Release:
 
     def pods(self) -> list[dict[str, Any]]:
         return list(self._access.get("pods", namespace=NAMESPACE)["items"])
+
+    def logs(self) -> list[str]:
+        """Of every replica that is there."""
+        names = [pod["metadata"]["name"] for pod in self.pods()]
+        return [self._access.try_kubectl("logs", name, namespace=NAMESPACE).stdout for name in names]
 
     def leader(self) -> str:
         """The pod that holds the Lease."""

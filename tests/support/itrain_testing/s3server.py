@@ -79,6 +79,11 @@ class S3Server:
         )
 
     @property
+    def data(self) -> Path:
+        """Where it keeps objects, as files below a folder for each bucket."""
+        return self._data
+
+    @property
     def endpoint(self) -> str:
         return f"{'https' if self._certificate else 'http'}://{self._address}:{self.port}"
 

@@ -10,10 +10,11 @@ import asyncio
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -27,6 +28,7 @@ from itrain_operator.kubepods import LABEL_INDEX
 from itrain_testing.cluster.pki import Authority, KeyPair
 from itrain_testing.daemons import free_port
 from itrain_testing.podstatus import (
+    CAPACITY,
     PodRun,
     build_ended,
     build_node_status,
@@ -52,11 +54,20 @@ class SimulatedNode:
     """Runs in a thread of its own between `start` and `stop`. `script` may be exchanged at any time."""
 
     def __init__(
-        self, kubeconfig: Path, folder: Path, *, name: str = "simulated", script: PodScript = all_done
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        *,
+        name: str = "simulated",
+        script: PodScript = all_done,
+        labels: Mapping[str, str] = MappingProxyType({}),
+        taints: Sequence[Raw] = (),
+        capacity: Mapping[str, str] = CAPACITY,
     ) -> None:
         """`folder` is for the certificate of its log server."""
         self._kubeconfig = kubeconfig
-        self._name = name
+        self.name = name
+        self._labels, self._taints, self._capacity = labels, taints, capacity
         self.script = script
         self._port = free_port()
         self._pair = Authority(folder).server(name, ["127.0.0.1"])
@@ -98,7 +109,7 @@ class SimulatedNode:
                 now = time.monotonic()
                 try:
                     if now - beaten >= HEARTBEAT_S:
-                        await api.patch_node_status(self._name, {"status": {"conditions": [ready_condition()]}})
+                        await api.patch_node_status(self.name, {"status": {"conditions": [ready_condition()]}})
                         beaten = now
                     await self._round(cluster, api, now)
                 except (ApiError, client.ApiException, OSError):
@@ -108,20 +119,21 @@ class SimulatedNode:
         await logs.cleanup()
 
     async def _register(self, api: Any) -> None:
-        status = build_node_status(self._port)
+        status = build_node_status(self._port, self._capacity)
+        metadata = {"name": self.name, "labels": dict(self._labels)}
         try:
-            await api.create_node({"metadata": {"name": self._name}, "status": status})
+            await api.create_node({"metadata": metadata, "spec": {"taints": list(self._taints)}, "status": status})
         except client.ApiException as error:
             if error.status != 409:
                 raise
-        await api.patch_node_status(self._name, {"status": status})
+        await api.patch_node_status(self.name, {"status": status})
 
     def _log(self, pod: str) -> str:
         self.log_requests += 1
         return self._logs.get(pod, "")
 
     async def _round(self, cluster: KubeCluster, api: Any, now: float) -> None:
-        async for page in pages(cluster, PODS, "", fields=f"spec.nodeName={self._name}"):
+        async for page in pages(cluster, PODS, "", fields=f"spec.nodeName={self.name}"):
             for pod in page.items:
                 await self._care(cluster, api, pod, now)
 
