@@ -105,6 +105,10 @@ bench-operator: $(STAMP) ## the operator with 10, 100 and 1,000 runs: build/benc
 bench-search: $(STAMP) ## the search beside the released one, and each lever alone: build/bench/search.json (QUICK=1: 5 minutes)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.search
 
+.PHONY: bench-evaluate
+bench-evaluate: $(STAMP) ## gold answers and planted mistakes through the judging, and what asking costs: build/bench/evaluate.json (QUICK=1: 3 minutes; ONLY=correct, speed or official)
+	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.evaluate
+
 .PHONY: bench-train
 bench-train: $(STAMP) ## SimPO next to TRL's CPOTrainer, SFT next to its SFTTrainer, perplexity next to the plain loop: build/bench/train.json (QUICK=1: short; ONLY=simpo, sft or ppl)
 	@PYTHONPATH=tests/bench:tests/support $(PY) -m itrain_bench.training
