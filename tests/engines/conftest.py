@@ -43,7 +43,13 @@ class Shelf:
     def shared(self, model_dir: Path) -> Engine:
         """On the base model, without known prefixes."""
         if self._shared is None:
-            self._shared = open_engine(self.kind, model_dir, max_batch_tokens=BATCH_TOKENS, max_model_len=CONTEXT)  # type: ignore[arg-type]
+            self._shared = open_engine(
+                self.kind,  # type: ignore[arg-type]
+                model_dir,
+                dtype="fp32",
+                max_batch_tokens=BATCH_TOKENS,
+                max_model_len=CONTEXT,
+            )
         self._shared.load_adapter(self.fresh_name(), None)
         self._shared.reset_prefix_cache()
         return self._shared
@@ -51,7 +57,7 @@ class Shelf:
     def own(self, model_dir: Path, **settings: Any) -> Engine:
         """A new one, for this test alone."""
         self.close()
-        engine = open_engine(self.kind, model_dir, **settings)  # type: ignore[arg-type]
+        engine = open_engine(self.kind, model_dir, **{"dtype": "fp32", **settings})  # type: ignore[arg-type]
         self._own.append(engine)
         return engine
 

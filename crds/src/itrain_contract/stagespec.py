@@ -283,9 +283,9 @@ class TrainStage(Stage):
     """Target margin γ (not γ/β)."""
     nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Weight of the negative log-likelihood of the chosen step."""
-    answer_nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    answer_nll_weight: Annotated[float, Field(ge=0.0, le=100.0)] = 10.0
     """Weight of the negative log-likelihood of a sample's whole right answer, which keeps the rest of an answer in
-    place while steps are preferred. 0 leaves the answers out of the rows."""
+    place while steps are preferred. 0 is the paper's loss and leaves the answers out of the rows."""
     answers: Literal["pairs", "missed"] = "missed"
     """Samples whose right answers are trained on, where `answerNllWeight` is above 0: those of the pairs, or beside
     them those of which the search sampled no right answer, so that there was nothing to prefer."""

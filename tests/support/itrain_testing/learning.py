@@ -128,7 +128,8 @@ def learning_input(
     adapter: Mapping[str, Any] | None = None,
     seed: int = 42,
 ) -> StageInput:
-    """The input of a learning stage; `stage` are its own fields in camelCase."""
+    """The input of a learning stage; `stage` are its own fields in camelCase. Train prefers steps alone by default."""
+    alone = {"answerNllWeight": 0} if kind is StageKind.TRAIN else {}
     spec = ITrainRunSpec.model_validate(
         {
             "model": {"uri": "builtin://toolworld"},
@@ -137,7 +138,7 @@ def learning_input(
             "adapter": {"rank": 4, "alpha": 8, **(adapter or {})},
             "precision": precision,
             "seed": seed,
-            "stages": {kind.value: dict(stage)},
+            "stages": {kind.value: {**alone, **stage}},
         }
     )
     return build_stage_input(
