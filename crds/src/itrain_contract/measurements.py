@@ -88,6 +88,8 @@ class RunStatistics(SpecModel):
     data: DataStatistics
     search: SearchRates | None = None
     evaluation: EvaluationRates | None = None
+    questions: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """Items of each benchmark, as this run's limits and categories left them."""
     seconds: dict[str, Amount] = {}
     """Wall clock of each finished stage, `i1/rollout`; of a sharded one its slowest shard."""
     counters: dict[str, dict[str, float]] = {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -67,6 +69,10 @@ def plan(
     prompt_tokens: PromptOption = None,
     answer_tokens: AnswerOption = None,
     call_share: CallsOption = None,
+    questions: Annotated[
+        list[str] | None,
+        typer.Option("--questions", metavar="NAME=N", help="items of a plug-in benchmark, by its name; repeatable"),
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """The stages of FILE in their order, with pods, GPUs and a bound on GPU-hours; nothing is started."""
@@ -74,7 +80,13 @@ def plan(
     made = estimate(loaded.spec)
     costs = None
     if explain:
-        given = Given(rows=rows, prompt=prompt_tokens, answer=answer_tokens, calls=call_share)
+        given = Given(
+            rows=rows,
+            prompt=prompt_tokens,
+            answer=answer_tokens,
+            calls=call_share,
+            questions=_questions(questions or (), loaded.spec),
+        )
         found = _statistics(measured, statistics)
         costs = explained(
             loaded, found, given, _profile(profile) if profile else None, device=device, parameters=parameters
@@ -102,6 +114,7 @@ class Given:
     prompt: float | None = None
     answer: float | None = None
     calls: float | None = None
+    questions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,6 +123,7 @@ class Given:
             "--prompt-tokens": self.prompt,
             "--answer-tokens": self.answer,
             "--call-share": self.calls,
+            "--questions": self.questions or None,
         }
         return tuple(name for name, value in said.items() if value is not None)
 
@@ -146,7 +160,10 @@ def explained(
     # Trees of fixed-batch mode know nothing of each other; neither do those of an engine without a prefix cache.
     cross_tree = run.spec.stages.rollout.trees_in_flight != 1
     facts = facts_of(
-        base.model_copy(update={"data": data}), assumed, block=chosen.prefix_block_tokens, cross_tree=cross_tree
+        base.model_copy(update={"data": data, "questions": {**base.questions, **given.questions}}),
+        assumed,
+        block=chosen.prefix_block_tokens,
+        cross_tree=cross_tree,
     )
     on_cpu = all(rates.threads is not None for rates in chosen.rates)
     return forecast(
@@ -160,6 +177,19 @@ def explained(
         else f"the {assumed.run} measurements that ship with itrain",
         flags=given.names,
     )
+
+
+def _questions(given: Sequence[str], spec: ITrainRunSpec) -> dict[str, int]:
+    """`NAME=N` by name. Raises SpecError for a benchmark that is no plug-in of the run, or for no number."""
+    plugins = [plugin.name for plugin in spec.stages.evaluate.plugins]
+    found: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if name not in plugins or not re.fullmatch(r"[0-9]{1,9}", number):
+            allowed = f"NAME=N, NAME one of {', '.join(plugins)}" if plugins else "nothing: the run has no plug-ins"
+            raise _problem("--questions", text[:80], allowed, "other benchmarks are counted by themselves")
+        found[name] = int(number)
+    return found
 
 
 def _chosen_profile(

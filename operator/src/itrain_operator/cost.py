@@ -7,9 +7,10 @@ order in which trees end, are not in them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from itrain_contract import bfcl
+from itrain_contract import apibank, bfcl
 from itrain_contract.measurements import DataStatistics, EvaluationRates, RunStatistics, SearchRates
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef, stage_sequence
@@ -54,6 +55,8 @@ class Facts:
     block: int = 1
     cross_tree: bool = field(default=True)
     """Whether the beginning that prompts have in common stays known from tree to tree."""
+    questions: Mapping[str, int] = field(default_factory=dict)
+    """Items of benchmarks that only a run or the user knows, by their names in the spec."""
 
 
 def facts_of(found: RunStatistics, assumed: RunStatistics, *, block: int, cross_tree: bool = True) -> Facts:
@@ -61,7 +64,14 @@ def facts_of(found: RunStatistics, assumed: RunStatistics, *, block: int, cross_
     search, evaluation = found.search or assumed.search, found.evaluation or assumed.evaluation or AS_LONG_AS_DATA
     if search is None:
         raise ValueError("neither the statistics nor the defaults know how trees behave")
-    return Facts(data=found.data, search=search, evaluation=evaluation, block=block, cross_tree=cross_tree)
+    return Facts(
+        data=found.data,
+        search=search,
+        evaluation=evaluation,
+        block=block,
+        cross_tree=cross_tree,
+        questions=found.questions,
+    )
 
 
 def run_work(spec: ITrainRunSpec, facts: Facts) -> dict[StageRef, Work]:
@@ -200,9 +210,9 @@ def train_work(stage: TrainStage, pairs: float, facts: Facts) -> Work:
 
 
 def evaluate_work(stage: EvaluateStage, facts: Facts, *, points: int) -> Work:
-    """Every question is asked once of every point, greedily."""
+    """Every question that is known of is asked once of every point, greedily."""
     data, rates = facts.data, facts.evaluation
-    asked = float(points * questions(stage, data))
+    asked = float(points * sum(count or 0 for count in questions(stage, facts).values()))
     prompt, answer = data.prompt.mean * rates.prompt_ratio, data.answer.mean * rates.answer_ratio
     known = prompt * (facts.search.common_share if facts.cross_tree else 0.0)
     return Work(
@@ -214,10 +224,20 @@ def evaluate_work(stage: EvaluateStage, facts: Facts, *, points: int) -> Work:
     )
 
 
-def questions(stage: EvaluateStage, data: DataStatistics) -> int:
-    """Of the dev set all, of each BFCL category the first `limit`."""
-    count = data.dev if "dev" in stage.benchmarks else 0
-    if "bfcl" in stage.benchmarks:
-        counts = [bfcl.ALL_ITEMS[name] for name in bfcl.opened(stage.categories)]
-        count += sum(min(items, stage.limit or items) for items in counts)
-    return count
+def questions(stage: EvaluateStage, facts: Facts) -> dict[str, int | None]:
+    """Items by benchmark: of the dev set all, of each category of BFCL and API-Bank the first `limit`, of a plug-in
+    what is known of it; None where nothing is."""
+
+    def first(counts: Iterable[int]) -> int:
+        return sum(min(count, stage.limit or count) for count in counts)
+
+    found: dict[str, int | None] = {}
+    for name in stage.benchmarks:
+        match name:
+            case "dev":
+                found[name] = facts.data.dev
+            case "bfcl":
+                found[name] = first(bfcl.ALL_ITEMS[category] for category in bfcl.opened(stage.categories))
+            case "apibank":
+                found[name] = first(apibank.items(stage.api_bank.uri if stage.api_bank else "").values())
+    return found | {plugin.name: facts.questions.get(plugin.name) for plugin in stage.plugins}

@@ -11,7 +11,7 @@ from rich.text import Text
 from itrain_contract.measurements import EngineProfile
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef
-from itrain_operator.cost import AS_LONG_AS_DATA, Facts, Work, run_work, selected
+from itrain_operator.cost import AS_LONG_AS_DATA, Facts, Work, questions, run_work, selected
 from itrain_operator.costtime import DEVICES_TOGETHER, StageTime, stage_time
 from itrain_operator.localmachine import Machine
 from itrain_operator.localview import duration
@@ -108,6 +108,9 @@ def cost_notes(found: Forecast) -> list[str]:
         f"{rates.trees} trees of {found.search_from}, {rates.actions} actions and {rates.simulations} simulations)",
         f"machine  {profile.source}: {profile.model} on {profile.device}, {profile.precision} ({profile.how})",
     ]
+    asked = questions(found.spec.stages.evaluate, found.facts)
+    if told := ", ".join(f"{name} {count:,}" for name, count in asked.items() if count is not None):
+        notes.append(f"asked    of every point: {told}")
     notes += [f"assumed  {text}" for text in assumptions(found)]
     explored = selected(found.spec.stages.score, data)
     if any(work.rows < explored for ref, work, _ in found.stages if ref.kind == StageKind.ROLLOUT):
@@ -134,6 +137,12 @@ def assumptions(found: Forecast) -> list[str]:
         texts.append("the machine's rates, until they are measured: itrain profile --out FILE, then --profile FILE")
     if found.facts.evaluation == AS_LONG_AS_DATA:
         texts.append("benchmark questions and answers are as long as the training data's")
+    unknown = [name for name, count in questions(stages.evaluate, found.facts).items() if count is None]
+    if unknown:
+        texts.append(
+            f"{', '.join(unknown)}: no questions, since how many there are is not known here: "
+            f"--questions {unknown[0]}=N, or --from a run that asked them"
+        )
     texts.append("shards of equal work; no tree fails")
     return texts
 
@@ -155,6 +164,7 @@ def cost_json(found: Forecast) -> dict[str, Any]:
         "data": found.facts.data.model_dump(by_alias=True, exclude_none=True),
         "dataFrom": found.data_from,
         "given": list(found.flags),
+        "questions": questions(found.spec.stages.evaluate, found.facts),
         "search": found.facts.search.model_dump(by_alias=True),
         "searchFrom": found.search_from,
         "profile": found.profile.model_dump(by_alias=True, exclude_none=True),

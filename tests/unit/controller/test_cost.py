@@ -19,7 +19,15 @@ from itrain_contract.measurements import (
     SearchRates,
 )
 from itrain_contract.stages import StageKind, StageRef
-from itrain_contract.stagespec import EvaluateStage, RolloutStage, ScoreStage, TrainStage, WarmupStage
+from itrain_contract.stagespec import (
+    ApiBank,
+    EvaluateStage,
+    PluginBenchmark,
+    RolloutStage,
+    ScoreStage,
+    TrainStage,
+    WarmupStage,
+)
 from itrain_operator.cost import (
     Facts,
     Work,
@@ -162,9 +170,31 @@ def test_training_tokens_by_hand() -> None:
 
 def test_questions_are_the_dev_set_and_the_first_of_each_category() -> None:
     stage = EvaluateStage(categories=["simple_python", "live_parallel"], limit=20)
-    assert questions(stage, DATA) == 50 + 20 + 16
-    assert questions(EvaluateStage(benchmarks=["bfcl"]), DATA) == sum(ITEMS.values())
+    assert questions(stage, FACTS) == {"dev": 50, "bfcl": 20 + 16}
+    assert questions(EvaluateStage(benchmarks=["bfcl"]), FACTS) == {"bfcl": sum(ITEMS.values())}
     assert evaluate_work(stage, FACTS, points=2).requests == 2 * 86
+
+
+@pytest.mark.parametrize(
+    ("uri", "limit", "count"),
+    [
+        ("s3://bank/test-data", 0, 399 + 90 + 45),
+        ("s3://bank/test-data/", 50, 50 + 50 + 45),
+        ("/data/level-1-api.json", 0, 399),
+        ("hf://datasets/a/b/level-2-api.json?revision=x", 60, 60 + 45),
+    ],
+)
+def test_api_banks_questions_are_those_of_the_files_that_are_named(uri: str, limit: int, count: int) -> None:
+    stage = EvaluateStage(benchmarks=["apibank"], limit=limit, api_bank=ApiBank(uri=uri))
+    assert questions(stage, FACTS) == {"apibank": count}
+
+
+def test_a_plug_ins_questions_are_those_that_a_run_or_the_user_knows() -> None:
+    plugins = [PluginBenchmark(name="acebench"), PluginBenchmark(name="my.bench:make")]
+    stage = EvaluateStage(benchmarks=["dev"], plugins=plugins)
+    told = replace(FACTS, questions={"acebench": 823, "other": 7})
+    assert questions(stage, told) == {"dev": 50, "acebench": 823, "my.bench:make": None}
+    assert evaluate_work(stage, told, points=1).requests == 873
 
 
 def test_the_benchmarks_sizes_are_those_of_the_package() -> None:

@@ -67,7 +67,7 @@ def test_the_papers_search_costs_a_fraction_of_its_seven_hours(capsys: pytest.Ca
 def test_enough_pairs_cut_the_search_short_and_the_plan_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (*PAPER, "--set", "stages.rollout.maxPairs=100")
     _, out, _ = call(capsys, *arguments)
-    assert "rollout.maxPairs (100) is reached before all 10,001 selected rows are searched" in out
+    assert "rollout.maxPairs (100) is reached before all 10,000 selected rows are searched" in out
     assert stage(cost(capsys, *arguments), "rollout")["pairs"] == 100
 
 
@@ -100,6 +100,38 @@ def test_statistics_of_a_run_replace_the_shipped_ones(capsys: pytest.CaptureFixt
     file.write_text(other.model_dump_json(by_alias=True, exclude_none=True))
     costs = cost(capsys, EXAMPLES / "quickstart.yaml", "--statistics", file)
     assert (costs["dataFrom"], costs["data"]["train"]) == ("run mine", 4_321)
+
+
+PLUGGED = (
+    EXAMPLES / "quickstart.yaml",
+    "--set",
+    'stages.evaluate={"gpus": 0, "benchmarks": ["apibank"], "apiBank": {"uri": "s3://bank/level-1-api.json"}, '
+    '"plugins": [{"name": "acebench", "uri": "s3://ace"}]}',
+)
+
+
+def test_every_benchmark_is_counted_or_named_as_unknown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    without = cost(capsys, *PLUGGED)
+    assert without["questions"] == {"apibank": 399, "acebench": None}
+    assert stage(without, "evaluate")["requests"] == 399
+    assert any(text.startswith("acebench: no questions, since") for text in without["assumed"])
+    _, out, _ = call(capsys, *PLUGGED, "--questions", "acebench=601")
+    assert "asked    of every point: apibank 399, acebench 601\n" in out
+    assert "no questions, since" not in out
+    assert stage(cost(capsys, *PLUGGED, "--questions", "acebench=601"), "evaluate")["requests"] == 1000
+    file = tmp_path / "statistics.json"
+    found = shipped("quickstart", RunStatistics).model_copy(update={"questions": {"acebench": 11, "dev": 200}})
+    file.write_text(found.model_dump_json(by_alias=True, exclude_none=True))
+    assert cost(capsys, *PLUGGED, "--statistics", file)["questions"] == {"apibank": 399, "acebench": 11}
+
+
+@pytest.mark.parametrize("text", ["dev=5", "acebench", "acebench=-1", "acebench=1e3", f"acebench={'9' * 5000}"])
+def test_questions_of_no_plug_in_or_of_no_number_are_one_line(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    code, out, err = call(capsys, *PLUGGED, "--questions", text)
+    assert (code, out) == (64, "")
+    assert "--questions: got" in err
+    assert "NAME=N, NAME one of acebench" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

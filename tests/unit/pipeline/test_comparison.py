@@ -248,7 +248,7 @@ def test_the_paired_table_has_every_run_and_every_common_point() -> None:
 def test_categories_have_paired_differences() -> None:
     tables = category_differences([one_point("a", right(10, 20)), one_point("b", right(20, 20))])
     row = tables[0]["rows"][0]
-    assert (row["name"], row["n"]) == ("call", 20)
+    assert (tables[0]["title"], row["name"], row["n"]) == ("Dev set", "call", 20)
     assert row["differences"] == ["+50.0\u00a0(+30.0\u00a0to\u00a0+70.0)"]
 
 

@@ -15,6 +15,7 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.card import CardData, build_card
 from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart, log_edges, short_names
 from itrain_pipeline.evals.collect import collect_from_results, curve, prediction_file
+from itrain_pipeline.evals.labels import metric_name
 from itrain_pipeline.evals.metrics import Score
 from itrain_pipeline.evals.report import Verdict, build_report, loss_charts, verdict
 from itrain_pipeline.evals.report_data import PointResult, ReportData, StageMachine, TrainingCurve
@@ -198,6 +199,55 @@ def test_a_partial_bfcl_shows_missing_groups_as_missing() -> None:
     assert [row["name"] for row in table["rows"]] == ["simple_python"]
     assert [row["name"] for row in table["groups"]] == ["all groups of v3 and v4"]
     assert table["groups"][0]["cells"] == ["missing"]
+
+
+def apibank(name: str, right: dict[str, int]) -> PointResult:
+    """Ten items of each category, as many right as `right` says."""
+    rows = tuple(
+        Prediction(
+            benchmark="apibank", category=category, id=f"{category}-{i}", point=name, output="", correct=i < count
+        )
+        for category, count in right.items()
+        for i in range(10)
+    )
+    return PointResult(point=name, iteration=0, predictions=rows)
+
+
+def test_api_bank_is_named_for_readers_and_has_level_2_as_published() -> None:
+    """(4 + 9) of 20 of level 2 are 65 %; a point without the tool search has no level 2, and nothing is called zero."""
+    whole = apibank("base", {"level_2_search": 9, "level_1": 5, "level_2_call": 4})
+    part = apibank("warmup", {"level_1": 6, "level_2_call": 7})
+    data = run_of(whole, part)
+    (table,) = category_tables(data)
+    assert (table["title"], table["refuses"]) == ("API-Bank", False)
+    assert [(row["name"], row["n"]) for row in table["rows"]] == [
+        ("level 1: calls", 10),
+        ("level 2: calls", 10),
+        ("level 2: tool search", 10),
+    ]
+    (group,) = table["groups"]
+    assert (group["name"], group["n"], group["cells"]) == (
+        "level 2, as published",
+        20,
+        ["65.0\u00a0±\u00a010.7\u00a0%", "missing"],
+    )
+    page = build_report(data)
+    assert not re.search("level_[12]", page)
+    assert "API-Bank level 2 (as published)" in page
+    assert parsed(page).open == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("apibank/accuracy", "API-Bank, all evaluated items"),
+        ("apibank/level_2_call/accuracy", "API-Bank, level 2: calls"),
+        ("bfcl/live", "BFCL Live (v3)"),
+        ("mine/hard/accuracy", "mine/hard/accuracy"),
+    ],
+)
+def test_metrics_are_named_for_readers(metric: str, name: str) -> None:
+    assert metric_name(metric) == name
 
 
 def test_numbers_are_written_for_readers() -> None:

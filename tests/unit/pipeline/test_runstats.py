@@ -114,7 +114,13 @@ def test_a_whole_run_is_told_stage_by_stage(tmp_path: Path) -> None:
         stage_result(StageKind.PREPARE, files={"train.jsonl": tmp_path / "train.jsonl"}, counters={"dev": 7.0}),
         stage_result(StageKind.ROLLOUT, 1, files, shard=0, seconds=5.0, counters={"trees": 1.0}),
         stage_result(StageKind.ROLLOUT, 1, files, shard=1, seconds=9.0, counters={"trees": 1.0}),
-        stage_result(StageKind.EVALUATE, 1, counters=asked),
+        stage_result(StageKind.EVALUATE, 0, metrics={"dev/n": 9.0}),
+        stage_result(
+            StageKind.EVALUATE,
+            1,
+            counters=asked,
+            metrics={"dev/n": 7.0, "dev/call_n": 5.0, "ace/n": 3.0, "ace/x/n": 2.0},
+        ),
     ]
     found = run_statistics(results, fetch, run="r")
     assert (found.run, found.data.dev, found.data.train) == ("r", 7, 2)
@@ -122,6 +128,7 @@ def test_a_whole_run_is_told_stage_by_stage(tmp_path: Path) -> None:
     assert found.search.trees == 4
     assert found.evaluation is not None
     assert (found.evaluation.prompt_ratio, found.evaluation.answer_ratio) == (1.0, 0.5)
+    assert found.questions == {"dev": 7, "ace": 3}
     assert found.seconds["i1/rollout"] == 9.0
     assert found.counters["i1/rollout"] == {"trees": 2.0}
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from itrain_contract.apibank import CATEGORIES, FILES, LEVEL_1, LEVEL_2, SEARCH, file_of
 from itrain_pipeline.errors import ConfigError, DataError
 from itrain_pipeline.evals.benchmark import Answer, Item, Judgement, Opening, judged
 from itrain_pipeline.evals.errors import classify, exact_gold
@@ -22,8 +23,6 @@ from itrain_pipeline.records import Message, ToolCall
 from itrain_pipeline.toolcalls.literals import LiteralError, read_value
 from itrain_pipeline.toolcalls.parse import parse
 
-LEVEL_1, LEVEL_2, SEARCH = "level_1", "level_2_call", "level_2_search"
-FILES: Final[Mapping[str, int]] = {"level-1-api.json": 1, "level-2-api.json": 2}
 TOOL_SEARCH: Final = "ToolSearcher"
 
 _DESCRIPTIONS: Final = "API descriptions:\n"
@@ -57,20 +56,20 @@ def open_apibank(opening: Opening) -> ApiBank:
 
     Raises ConfigError for a file of another name, DataError for rows of another shape.
     """
-    name = opening.uri.partition("?")[0].rpartition("/")[2]
+    name = file_of(opening.uri)
     if name.endswith((".json", ".jsonl")) and name not in FILES:
         raise ConfigError(
             f"apiBank.uri names {name!r}: allowed are a folder with {' and '.join(FILES)}, or one of them"
         )
     items: list[Item] = []
     digest = hashlib.sha256()
-    for file, level in FILES.items():
+    for level, file in enumerate(FILES, 1):
         if name in FILES and name != file:
             continue
         rows = opening.rows("" if name in FILES else file)
         digest.update(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode())
         made = [read_item(row, level, f"{file} row {number}") for number, row in enumerate(rows, 1)]
-        for category in (LEVEL_1, LEVEL_2, SEARCH):
+        for category in CATEGORIES:
             items += opening.first([item for item in made if item.category == category])
     return ApiBank(questions=items, sha256=digest.hexdigest())
 

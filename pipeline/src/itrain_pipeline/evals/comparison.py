@@ -15,8 +15,9 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.charts import Interval, runs_chart
 from itrain_pipeline.evals.comparison_data import ComparedRun
 from itrain_pipeline.evals.differences import Row, count_rows, differing, setting_rows
+from itrain_pipeline.evals.labels import metric_name
 from itrain_pipeline.evals.paired import Paired, compare_items, wilson
-from itrain_pipeline.evals.report import Chart, Verdict, environment, metric_name, rows_of
+from itrain_pipeline.evals.report import Chart, Verdict, environment, rows_of
 from itrain_pipeline.evals.report_data import PointResult, ReportData
 from itrain_pipeline.evals.tables import category_tables, duration, error_tables, point_name, unbroken
 
@@ -267,8 +268,7 @@ def category_differences(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     tables = category_tables(as_points(runs))
     for table in tables:
         for row in table["rows"]:
-            category = row["name"].replace(" ", "_") if table["benchmark"] == "dev" else row["name"]
-            row["differences"] = [_difference(runs[0], run, table["benchmark"], category) for run in runs[1:]]
+            row["differences"] = [_difference(runs[0], run, table["benchmark"], row["category"]) for run in runs[1:]]
         table["groups"] = [row for row in table["groups"] if set(row["cells"]) != {"missing"}]
     return tables
 

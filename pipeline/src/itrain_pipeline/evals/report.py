@@ -15,6 +15,7 @@ from typing import Any
 from itrain_pipeline.evals.bfcl_data import GOLD_DEFECTS
 from itrain_pipeline.evals.charts import histogram, learning_curve, line_chart
 from itrain_pipeline.evals.collect import collect_from_results
+from itrain_pipeline.evals.labels import METRICS, metric_name
 from itrain_pipeline.evals.metrics import Score, paired_gain
 from itrain_pipeline.evals.report_data import PointResult, ReportData
 from itrain_pipeline.evals.searchtable import build_search_table
@@ -127,20 +128,6 @@ def _in_errors(gain: Score) -> str:
     return f"{abs(gain.value) / gain.se:.1f} standard errors"
 
 
-_METRIC_NAMES = {
-    "dev/call_accuracy": "exact calls on the dev set",
-    "dev/no_call_accuracy": "rightly refused calls on the dev set",
-    "dev/accuracy": "right answers on the dev set",
-    "bfcl/accuracy": "BFCL, all evaluated items",
-    "bfcl/non_live": "BFCL Non-live (v3)",
-    "bfcl/live": "BFCL Live (v3)",
-}
-
-
-def metric_name(metric: str) -> str:
-    return _METRIC_NAMES.get(metric, metric)
-
-
 Chart = tuple[str, str]
 """Caption and SVG."""
 VALIDITY_CHART = "readable answers"
@@ -149,7 +136,7 @@ VALIDITY_CHART = "readable answers"
 def metric_charts(data: ReportData) -> list[Chart]:
     """A learning curve for each headline metric that some point has."""
     names = [point.point for point in data.points]
-    wanted = [data.metric, *_METRIC_NAMES]
+    wanted = [data.metric, *METRICS]
     present = {name for point in data.points for name in point.scores}
     scores = [point.scores for point in data.points]
     return [
@@ -240,5 +227,6 @@ def build_report(data: ReportData) -> str:
             total_time=duration(math.fsum(cost.seconds for cost in data.costs)),
             gold_defects=len(GOLD_DEFECTS),
             has_bfcl="bfcl" in benchmarks(data),
+            has_apibank="apibank" in benchmarks(data),
         )
     )

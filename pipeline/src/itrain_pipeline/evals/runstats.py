@@ -35,6 +35,7 @@ def run_statistics(results: Sequence[StageResult], fetch: Fetch, *, run: str = "
         data=data,
         search=_search(results, fetch, examples, data),
         evaluation=_evaluation(results, data),
+        questions=_questions(results),
         seconds={name: max(r.seconds for r in shards) for name, shards in stages.items()},
         counters={name: summed(shards) for name, shards in stages.items()},
     )
@@ -156,6 +157,15 @@ def _evaluation(results: Iterable[StageResult], data: DataStatistics) -> Evaluat
     return EvaluationRates(
         prompt_ratio=prompt / data.prompt.mean, answer_ratio=counted["decoded"] / asked / data.answer.mean
     )
+
+
+def _questions(results: Iterable[StageResult]) -> dict[str, int]:
+    """Of the newest evaluation: `<benchmark>/n` among its metrics."""
+    newest = max((r for r in results if r.kind == StageKind.EVALUATE), key=lambda r: r.iteration, default=None)
+    metrics = {} if newest is None else newest.metrics
+    return {
+        name.removesuffix("/n"): int(n) for name, n in metrics.items() if name.count("/") == 1 and name[-2:] == "/n"
+    }
 
 
 def _rows(path: Path) -> list[Row]:

@@ -7,8 +7,21 @@ from typing import Any
 
 from itrain_contract.bfcl import CATEGORIES
 from itrain_pipeline.evals.errors import PAPER_SHARES, ErrorClass
-from itrain_pipeline.evals.metrics import Rate, Score, always_refuse, bfcl_v3, bfcl_v4, count_errors, count_rates
+from itrain_pipeline.evals.labels import benchmark_name, category_name
+from itrain_pipeline.evals.metrics import (
+    Rate,
+    Score,
+    always_refuse,
+    apibank_groups,
+    bfcl_v3,
+    bfcl_v4,
+    count_errors,
+    count_rates,
+)
 from itrain_pipeline.evals.report_data import ReportData, StageMachine, fact_label
+
+ORDER = (*CATEGORIES, "call", "no_call", "level_1", "level_2_call", "level_2_search")
+"""Of the categories that are known here; a plug-in's follow as its answers come."""
 
 
 def point_name(point: str) -> str:
@@ -47,24 +60,48 @@ def benchmarks(data: ReportData) -> list[str]:
 
 
 def category_tables(data: ReportData) -> list[dict[str, Any]]:
-    """Per benchmark: rows of category, n and the points' rates; BFCL with its groups and the trivial baseline."""
+    """Per benchmark: rows of category, n and the points' rates; BFCL with its groups and the trivial baseline,
+    API-Bank with level 2 as it is published."""
     tables = []
     for benchmark in benchmarks(data):
         rates = [count_rates(point.of(benchmark)) for point in data.points]
-        order = [name for name in (*CATEGORIES, "call", "no_call") if any(name in rate for rate in rates)]
+        order = [name for name in ORDER if any(name in rate for rate in rates)]
         order += [name for rate in rates for name in rate if name not in order]
         refuse = always_refuse(next((rate for rate in rates if rate), {})) if benchmark == "bfcl" else {}
-        rows = [_category_row(name, rates, refuse) for name in dict.fromkeys(order)]
-        tables.append({"benchmark": benchmark, "rows": rows, "groups": _group_rows(rates, refuse) if refuse else []})
+        rows = [_category_row(benchmark, name, rates, refuse) for name in dict.fromkeys(order)]
+        groups = _apibank_rows(rates) if benchmark == "apibank" else _group_rows(rates, refuse) if refuse else []
+        tables.append(
+            {
+                "benchmark": benchmark,
+                "title": benchmark_name(benchmark),
+                "rows": rows,
+                "groups": groups,
+                "refuses": bool(refuse),
+            }
+        )
     return tables
 
 
-def _category_row(name: str, rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate]) -> dict[str, Any]:
+def _category_row(
+    benchmark: str, name: str, rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate]
+) -> dict[str, Any]:
     n = max(rate[name].n for rate in rates if name in rate)
     cells = [percent(rate[name].score) if name in rate else "–" for rate in rates]
     baseline = f"{100 * refuse[name].accuracy:.1f} %" if name in refuse else ""
-    shown = name.replace("_", " ") if name in ("call", "no_call") else name
-    return {"name": shown, "n": n, "cells": cells, "baseline": baseline}
+    return {
+        "name": category_name(benchmark, name),
+        "category": name,
+        "n": n,
+        "cells": cells,
+        "baseline": baseline,
+    }
+
+
+def _apibank_rows(rates: Sequence[Mapping[str, Rate]]) -> list[dict[str, Any]]:
+    scores = [apibank_groups(rate)["level_2/accuracy"] for rate in rates]
+    n = max((score.n for score in scores if score), default=0)
+    cells = ["missing" if score is None else percent(score) for score in scores]
+    return [{"name": category_name("apibank", "level_2"), "n": n, "cells": cells, "baseline": ""}] if n else []
 
 
 def _group_rows(rates: Sequence[Mapping[str, Rate]], refuse: Mapping[str, Rate]) -> list[dict[str, Any]]:
@@ -98,7 +135,7 @@ def error_tables(data: ReportData) -> list[dict[str, Any]]:
             cells = [{"count": count.get(name, 0), "share": share} for count, share in zip(counts, shares, strict=True)]
             share = next((value for known, value in paper.items() if known.value == name), None)
             rows.append({"name": name.replace("_", " "), "cells": cells, "paper": share})
-        tables.append({"benchmark": benchmark, "rows": rows, "totals": totals})
+        tables.append({"benchmark": benchmark, "title": benchmark_name(benchmark), "rows": rows, "totals": totals})
     return tables
 
 
