@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 from itrain_contract.base import Rule, SpecModel
 from itrain_contract.stagespec import Fraction, Seconds, Stages, Uri
 from itrain_contract.template import LabelValue, Name, SecretRef, Template
+from itrain_contract.tracking import Tracking
 
 DataFormat = Literal["toolace", "xlam", "bfcl", "messages"]
 CallFormat = Literal["pythonic", "hermes", "llama"]
@@ -185,6 +186,8 @@ class ITrainRunSpec(SpecModel):
     suspend: bool = False
     """Let the pods save and end, and hold the run until this is false again."""
     resume_from: ResumeFrom | None = None
+    tracking: Tracking | None = None
+    """Where figures are sent besides the storage, while the run is under way."""
     active_deadline_seconds: Seconds | None = None
     """Running time of the whole run after which it fails; suspended and queued time does not count."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None

@@ -19,9 +19,13 @@ from itrain_contract.names import TERMINATION_MESSAGE_LIMIT_BYTES
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef, stage_spec
 from itrain_contract.stagespec import Stage
+from itrain_contract.tracking import Tracking
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SCHEMA = 1
+TRACKED = (StageKind.PREPARE, StageKind.WARMUP, StageKind.TRAIN, StageKind.EVALUATE, StageKind.EXPORT)
+"""Stages that know the trackers: prepare checks that it has what they need, the others send what the run measured. All
+that ran before one of these, shards included, has ended."""
 
 
 def printable(text: str) -> str:
@@ -93,6 +97,8 @@ class StageInput(SpecModel):
     upstream: tuple[UpstreamResult, ...] = ()
     best_iteration: int | None = None
     """Export only: the iteration whose adapter is published, 0 for the warm-up's."""
+    tracking: Tracking | None = None
+    """No part of the digest: where figures are sent changes no result."""
     output_prefix: str
     work_prefix: str
     digest: Sha256
@@ -257,6 +263,7 @@ def build_stage_input(
         spec=sliced,
         upstream=upstream,
         best_iteration=best_iteration,
+        tracking=spec.tracking if ref.kind in TRACKED else None,
         output_prefix=run.layout.attempt(ref, attempt),
         work_prefix=run.layout.work(ref, digest),
         digest=digest,

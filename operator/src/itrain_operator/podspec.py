@@ -18,7 +18,13 @@ from itrain_operator.scheduling import (
     stage_image,
     stage_resources,
 )
-from itrain_operator.secretmounts import SECRETS_DIR, mounted_secrets, secret_volumes, storage_env_from
+from itrain_operator.secretmounts import (
+    SECRETS_DIR,
+    mounted_secrets,
+    secret_volumes,
+    storage_env_from,
+    tracking_secrets,
+)
 from itrain_operator.settings import OperatorSettings
 
 CONTAINER = "stage"
@@ -52,14 +58,14 @@ def build_pod_spec(spec: ITrainRunSpec, kind: StageKind, attempt: Attempt, setti
     """The pod's spec. Raises ManifestError when no image is known or a quantity cannot be read."""
     placement = place(spec, kind, settings)
     resources = stage_resources(spec, kind, settings)
-    secrets = mounted_secrets(spec, kind)
+    secrets = mounted_secrets(spec, kind), tracking_secrets(spec, kind)
     volumes, mounts = build_volumes(spec, kind, attempt, settings, secrets)
     container: Object = {
         "name": CONTAINER,
         "image": stage_image(spec, kind, placement.pool, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": [*settings.command, kind.value],
-        "env": build_env(kind, attempt, placement, resources, settings, secrets=bool(secrets)),
+        "env": build_env(kind, attempt, placement, resources, settings, secrets=any(secrets)),
         "resources": resources.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "volumeMounts": mounts,
         # Where a process dies without a word (out of memory, a crash), the end of its log stands in.
@@ -147,9 +153,13 @@ def _by_name(variables: list[EnvVar]) -> dict[str, str]:
 
 
 def build_volumes(
-    spec: ITrainRunSpec, kind: StageKind, attempt: Attempt, settings: OperatorSettings, secrets: tuple[str, ...]
+    spec: ITrainRunSpec,
+    kind: StageKind,
+    attempt: Attempt,
+    settings: OperatorSettings,
+    secrets: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> tuple[list[Object], list[Object]]:
-    """(volumes, mounts) of the container."""
+    """(volumes, mounts) of the container. `secrets` are needed ones and optional ones."""
     volumes: list[Object] = [
         {"name": "input", "configMap": {"name": attempt.job_name, "defaultMode": 0o440}},
         {"name": "tmp", "emptyDir": {}},
@@ -174,5 +184,5 @@ def build_volumes(
     if stage_spec(spec, kind).gpus:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": str(settings.shm_size)}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
-    secret_vols, secret_mounts = secret_volumes(secrets)
+    secret_vols, secret_mounts = secret_volumes(*secrets)
     return [*volumes, *secret_vols], [*mounts, *secret_mounts]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.stageio import TRACKED
 from itrain_contract.stages import StageKind
 from itrain_contract.template import SecretRef
 
@@ -30,15 +31,28 @@ def mounted_secrets(spec: ITrainRunSpec, kind: StageKind) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ref.name for ref in refs if ref is not None))
 
 
-def secret_volumes(names: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(volumes, mounts). A Secret that is missing keeps the pod waiting until somebody creates it."""
-    volumes = [
+def tracking_secrets(spec: ITrainRunSpec, kind: StageKind) -> tuple[str, ...]:
+    """Names of the Secrets that only trackers need."""
+    if spec.tracking is None or kind not in TRACKED:
+        return ()
+    needed = mounted_secrets(spec, kind)
+    return tuple(name for name in dict.fromkeys(spec.tracking.secrets) if name not in needed)
+
+
+def secret_volumes(
+    names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(volumes, mounts). A Secret that is missing keeps the pod waiting until somebody creates it; an `optional` one
+    does not: prepare ends with a reason, and later stages go on without their tracker."""
+    volumes: list[dict[str, Any]] = [
         {"name": f"secret-{number}", "secret": {"secretName": name, "defaultMode": 0o440}}
-        for number, name in enumerate(names)
+        for number, name in enumerate((*names, *optional))
     ]
+    for volume in volumes[len(names) :]:
+        volume["secret"]["optional"] = True
     mounts = [
         {"name": f"secret-{number}", "mountPath": f"{SECRETS_DIR}/{name}", "readOnly": True}
-        for number, name in enumerate(names)
+        for number, name in enumerate((*names, *optional))
     ]
     return volumes, mounts
 

@@ -43,7 +43,7 @@ from itrain_pipeline.ports import Nodes, Ports, StageOutput, StopSignal, Store
 from itrain_pipeline.progress import FileProgress
 from itrain_pipeline.secretfiles import source_opener
 from itrain_pipeline.store import open_store
-from itrain_pipeline.upstream import StoreUpstream
+from itrain_pipeline.upstream import StoreUpstream, run_results
 from itrain_pipeline.workarea import StoreWorkArea, check_name
 
 log = logging.getLogger(__name__)
@@ -157,6 +157,10 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
             nodes=nodes,
             open_source=source_opener(process.environ, stage_input.run.storage),
         )
+        if stage_input.tracking is not None and stage_input.kind is StageKind.PREPARE:
+            from itrain_pipeline.tracking.publish import check_trackers  # reads results: only where one is asked for
+
+            check_trackers(stage_input.tracking, process.environ)
         made = process.load_stage(stage_input.kind)(stage_input, ports)
         if nodes.rank:
             return _node_zeros_result(stage_input, store, output, work, nodes)
@@ -177,6 +181,7 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
         seconds=round(process.clock() - started, 3),
         message=made.message,
     )
+    result = _tracked(result, stage_input, store, process.environ)
     lease.check(force=True)
     data = result.model_dump_json(by_alias=True, indent=1).encode()
     # First where later attempts look, then where the consumers look: a death in between costs nothing.
@@ -184,6 +189,32 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
     store.put_bytes(data, output + RESULT_FILE)
     log.info("%s: %d outputs in %.1f s", stage_input.ref, len(outputs), result.seconds)
     return result
+
+
+def _tracked(result: StageResult, stage_input: StageInput, store: Store, environ: Mapping[str, str]) -> StageResult:
+    """The result with what became of its figures' way to the trackers; they are sent before it is believed, so that it
+    can tell."""
+    tracking, root = stage_input.tracking, stage_input.run.layout.root
+    if tracking is None or tracking.empty or result.kind is StageKind.PREPARE:
+        return result
+    from itrain_pipeline.tracking.publish import publish
+
+    def results() -> list[StageResult]:
+        others = [r for r in run_results(store, root) if (r.kind, r.iteration) != (result.kind, result.iteration)]
+        return [*others, result]
+
+    with tempfile.TemporaryDirectory(prefix="itrain-tracking-", ignore_cleanup_errors=True) as cache:
+        found = publish(
+            tracking,
+            run=stage_input.run,
+            kind=result.kind,
+            results=results,
+            fetch=StoreUpstream(store, (), cache=Path(cache)).fetch,
+            store=store,
+            environ=environ,
+        )
+    info, counters = {**result.info, **found.info}, {**result.counters, **found.counters}
+    return result.model_copy(update={"info": info, "counters": counters})
 
 
 def _node_zeros_result(stage_input: StageInput, store: Store, output: str, work: str, nodes: Nodes) -> StageResult:

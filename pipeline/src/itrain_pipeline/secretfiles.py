@@ -37,8 +37,8 @@ def source_opener(environ: Mapping[str, str], storage: str) -> Callable[[str], S
     return open_source
 
 
-def read_secret(root: Path, name: str) -> dict[str, str]:
-    """The keys of one Secret that name credentials or how they are used; line ends around a value are cut off.
+def read_secret(root: Path, name: str, wanted: re.Pattern[str] = READ) -> dict[str, str]:
+    """The `wanted` keys of one Secret, by default those that sources are read with; line ends around a value go.
 
     Raises ConfigError for a Secret that is not there, naming it and never a value.
     """
@@ -47,7 +47,7 @@ def read_secret(root: Path, name: str) -> dict[str, str]:
         raise ConfigError(f"the Secret {name!r} is not there: expected a folder {name!r} with a file per key in {root}")
     values = {}
     for path in sorted(folder.iterdir()):
-        if not READ.match(path.name) or not path.is_file():
+        if not wanted.fullmatch(path.name) or not path.is_file():
             continue
         if path.stat().st_size > LIMIT_BYTES:
             raise ConfigError(f"the Secret {name!r}: {path.name} is larger than {LIMIT_BYTES} bytes")

@@ -146,6 +146,21 @@ def test_the_benchmarks_secret_is_there_for_the_evaluation_only() -> None:
     assert "/etc/itrain/secrets/ace" in mounts(job)
 
 
+def test_a_trackers_secret_keeps_no_pod_waiting_and_is_where_figures_are_sent_from() -> None:
+    """The storage's stays required, also where a tracker reads it too."""
+    wandb = {"project": "p", "secretRef": {"name": "s3"}}
+    tracking = {"mlflow": {"uri": "https://ml.example", "secretRef": {"name": "ml"}}, "wandb": wandb}
+    storage = {"uri": STORAGE, "secretRef": {"name": "s3"}}
+    run = make_run(make_spec(storage=storage, tracking=tracking))
+    for kind in ("prepare", "warmup", "train", "evaluate", "export"):
+        iteration = 1 if kind == "train" else 0
+        job = children(run, ref(kind, iteration), settings()).job
+        volumes = [volume["secret"] for volume in pod(job)["volumes"] if "secret" in volume]
+        assert [(v["secretName"], v.get("optional", False)) for v in volumes] == [("s3", False), ("ml", True)]
+        assert "/etc/itrain/secrets/ml" in mounts(job)
+    assert "/etc/itrain/secrets/ml" not in mounts(children(run, ref("rollout", 1), settings()).job)
+
+
 def test_storage_on_a_volume_claim_is_a_folder_of_every_pod() -> None:
     spec = make_spec(storage={"pvc": {"claimName": "runs", "subPath": "team/a"}})
     job = children(make_run(spec), ref("score", 1), settings()).job

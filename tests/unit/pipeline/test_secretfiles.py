@@ -13,19 +13,10 @@ from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.ports import Ports, SourceAccess
 from itrain_pipeline.secretfiles import read_secret, source_opener
 from itrain_pipeline.store.s3 import build_client
+from itrain_testing.mountedsecrets import mount_secret
 from itrain_testing.stageports import folder_ports
 
 PAIR = {"AWS_ACCESS_KEY_ID": "AKDATA", "AWS_SECRET_ACCESS_KEY": "data-secret"}
-
-
-def mount(root: Path, name: str, **keys: str) -> None:
-    """A Secret as Kubernetes mounts it: the keys are links into a folder that is swapped as a whole."""
-    data = root / name / "..2026_01_01"
-    data.mkdir(parents=True)
-    (root / name / "..data").symlink_to(data.name)
-    for key, value in keys.items():
-        (data / key).write_text(value)
-        (root / name / key).symlink_to(f"..data/{key}")
 
 
 def ports(folder: Path, secrets: Path) -> Ports:
@@ -34,7 +25,7 @@ def ports(folder: Path, secrets: Path) -> Ports:
 
 
 def test_a_secret_gives_its_known_keys_without_line_ends(tmp_path: Path) -> None:
-    mount(tmp_path, "data", AWS_ACCESS_KEY_ID="AKDATA\n", HF_TOKEN="hf_x", LD_PRELOAD="evil.so", AWS_REGION="")
+    mount_secret(tmp_path, "data", AWS_ACCESS_KEY_ID="AKDATA\n", HF_TOKEN="hf_x", LD_PRELOAD="evil.so", AWS_REGION="")
     assert read_secret(tmp_path, "data") == {"AWS_ACCESS_KEY_ID": "AKDATA", "HF_TOKEN": "hf_x"}
 
 
@@ -45,8 +36,8 @@ def test_a_secret_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_two_sources_are_read_with_other_values_under_the_same_names(tmp_path: Path) -> None:
-    mount(tmp_path / "secrets", "model", HF_TOKEN="hf_model", HF_ENDPOINT="https://hub.example")
-    mount(tmp_path / "secrets", "data", HF_TOKEN="hf_data")
+    mount_secret(tmp_path / "secrets", "model", HF_TOKEN="hf_model", HF_ENDPOINT="https://hub.example")
+    mount_secret(tmp_path / "secrets", "data", HF_TOKEN="hf_data")
     here = ports(tmp_path, tmp_path / "secrets")
     model = here.source(SecretRef(name="model"), "hf://org/model")
     data = here.source(SecretRef(name="data"), "hf://datasets/org/rows")
@@ -67,7 +58,7 @@ def test_without_a_folder_of_secrets_the_environment_has_to_do(tmp_path: Path) -
 
 
 def test_a_secret_without_the_key_that_its_source_needs_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    mount(tmp_path / "secrets", "data", AWS_ACCESS_KEY_ID="AKDATA", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    mount_secret(tmp_path / "secrets", "data", AWS_ACCESS_KEY_ID="AKDATA", AWS_ENDPOINT_URL="http://127.0.0.1:9")
     here = ports(tmp_path, tmp_path / "secrets")
     with pytest.raises(ConfigError, match="the Secret 'data' has no AWS_SECRET_ACCESS_KEY, which S3 sources need"):
         here.source(SecretRef(name="data"), "s3://bucket/rows.json").store.list("s3://bucket/")
@@ -93,7 +84,7 @@ def test_a_source_with_a_secret_takes_nothing_from_the_process(monkeypatch: pyte
 
 
 def test_a_source_store_still_writes_only_below_the_storage(tmp_path: Path) -> None:
-    mount(tmp_path / "secrets", "data", **PAIR)
+    mount_secret(tmp_path / "secrets", "data", **PAIR)
     store = ports(tmp_path, tmp_path / "secrets").source(SecretRef(name="data"), "s3://bucket/rows.json").store
     with pytest.raises(ConfigError, match="lies outside of the storage"):
         store.put_bytes(b"", "s3://bucket/rows.json")
