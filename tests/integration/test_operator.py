@@ -335,25 +335,6 @@ def test_the_progress_of_a_training_is_read_from_its_log_and_seldom(
     assert node.log_requests - before <= 9
 
 
-def test_a_job_that_its_queue_takes_the_pods_from_waits_for_quota_and_goes_on(
-    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess
-) -> None:
-    """What Kueue does: it sets `spec.suspend` of the Job, and takes it back."""
-    node.script = slow(stage="warmup")
-    run.apply(queue={"name": "v100"})
-    run.wait_for_running("warmup")
-    run.suspend_job("run-i0-warmup-a1", True)
-    waiting = run.wait(reason="WaitingForQuota")
-    quota = next(c for c in waiting["conditions"] if c["type"] == "QuotaReserved")
-    assert (waiting["phase"], quota["status"]) == ("Pending", "False")
-    node.script = lambda ref, attempt, index: PodRun()
-    run.suspend_job("run-i0-warmup-a1", False)
-    done = run.wait(phase="Succeeded")
-    assert done["retries"] == 0
-    assert run.job_names() == STAGES
-    assert operator.metrics()["itrain_quota_wait_seconds_count"] == 1
-
-
 def test_a_drained_pod_of_a_training_is_a_preemption_and_no_failure(
     run: WatchedRun, node: SimulatedNode, operator: OperatorProcess
 ) -> None:

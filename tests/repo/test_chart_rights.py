@@ -7,7 +7,7 @@ from collections import defaultdict
 import pytest
 
 from itrain_testing.chart import Object, of_kind, render
-from itrain_testing.rights import LEASE, RIGHTS, Rights, rights_in_code
+from itrain_testing.rights import LEASE, QUEUE_RIGHTS, RIGHTS, Rights, rights_in_code
 
 pytestmark = pytest.mark.usefixtures("chart_tools")
 
@@ -35,7 +35,7 @@ def bound(objects: list[Object], kind: str) -> list[Object]:
 
 
 def test_the_code_asks_for_these_rights() -> None:
-    assert rights_in_code() == RIGHTS
+    assert rights_in_code() == RIGHTS | QUEUE_RIGHTS
 
 
 def test_in_all_namespaces_the_chart_grants_just_that() -> None:
@@ -49,8 +49,18 @@ def test_in_some_namespaces_it_grants_just_that_and_nothing_in_the_cluster() -> 
     assert of_kind(objects, "ClusterRole") == of_kind(objects, "ClusterRoleBinding") == []
     roles = bound(objects, "Role")
     for namespace in ("a", "b"):
-        assert granted([r for r in roles if r["metadata"]["namespace"] == namespace]) == without(RIGHTS, LEASE)
+        here = [role for role in roles if role["metadata"]["namespace"] == namespace]
+        assert granted(here) == without(RIGHTS, LEASE)
     assert granted([r for r in roles if r["metadata"]["namespace"] == "itrain-system"]) == {LEASE: RIGHTS[LEASE]}
+
+
+def test_workloads_are_granted_where_kueue_is_enabled_and_nowhere_else() -> None:
+    enabled = {"kueue": {"enabled": True}}
+    objects = render(extra={"settings": enabled})
+    assert granted(bound(objects, "ClusterRole")) == without(RIGHTS, LEASE) | QUEUE_RIGHTS | OF_KOPF
+    objects = render(extra={"settings": {**enabled, "namespaces": ["a"]}, "rbac": {"userRoles": False}})
+    (role,) = [role for role in bound(objects, "Role") if role["metadata"]["namespace"] == "a"]
+    assert granted([role]) == without(RIGHTS, LEASE) | QUEUE_RIGHTS
 
 
 def test_a_lease_is_limited_to_its_name_where_the_api_can_do_that() -> None:

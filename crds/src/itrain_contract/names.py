@@ -24,6 +24,8 @@ ANNOTATION_DIGEST = f"{GROUP}/input-digest"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+LABEL_WORKLOAD_JOB = "kueue.x-k8s.io/job-uid"
+ANNOTATION_MIN_PARALLELISM = "kueue.x-k8s.io/job-min-parallelism"
 
 # Environment of a stage process.
 ENV_STAGE_INPUT = "ITRAIN_STAGE_INPUT"  # path of the StageInput JSON

@@ -146,6 +146,9 @@ class Queue(SpecModel):
     """LocalQueue in the run's namespace."""
     priority_class: LabelValue | None = None
     """WorkloadPriorityClass."""
+    min_parallelism: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Score and rollout may start with as few pods as this where the quota has no room for `parallelism`; absent: all
+    or nothing. What they started with they keep."""
 
 
 class ResumeFrom(SpecModel):

@@ -68,6 +68,15 @@ class DeleteJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetActive:
+    """Give a Job's quota back, with its pods, or ask for it again: through its Workload, never its suspension."""
+
+    job_uid: str
+    workload: str
+    active: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Emit:
     """An event on the run, posted after the status was written: a write that fails posts nothing."""
 
@@ -76,7 +85,7 @@ class Emit:
     message: str
 
 
-Action = EnsureJob | DeleteJob | Emit
+Action = EnsureJob | DeleteJob | SetActive | Emit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

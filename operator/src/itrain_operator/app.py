@@ -27,6 +27,7 @@ from itrain_operator.ratelimit import TokenBucket
 from itrain_operator.reconcile import Reconciler
 from itrain_operator.resync import Resync
 from itrain_operator.settings import OperatorSettings
+from itrain_operator.workloads import WorkloadReader
 from itrain_operator.workqueue import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ class App:
                 progress_interval_s=progress.interval_seconds,
                 progress_rate=per_second(),
             ),
+            workloads=WorkloadReader(self._cluster, enabled=self.settings.kueue.enabled, clock=boot_clock),
             children=ChildKeeper(self._cluster, self.cache, self.settings),
             poster=EventPoster(
                 self._cluster,

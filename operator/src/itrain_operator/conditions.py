@@ -48,7 +48,8 @@ def wanted_conditions(
         Wanted(type=ConditionType.SUSPENDED, status=phase == Phase.SUSPENDED, reason=reason),
     ]
     if spec is not None and spec.queue is not None and status.current is not None and not phase.terminal:
-        waiting = reason == Reason.WAITING_FOR_QUOTA
+        # A pause gives the quota back, with the last pod.
+        waiting = reason == Reason.WAITING_FOR_QUOTA or (phase == Phase.SUSPENDED and not running)
         text = message if waiting else ""
         wanted.append(Wanted(type=ConditionType.QUOTA_RESERVED, status=not waiting, reason=reason, message=text))
     if phase.terminal:

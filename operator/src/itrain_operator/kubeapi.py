@@ -37,6 +37,7 @@ PODS = Resource(api_version="v1", plural="pods")
 CONFIG_MAPS = Resource(api_version="v1", plural="configmaps")
 SERVICES = Resource(api_version="v1", plural="services")
 EVENTS = Resource(api_version="v1", plural="events")
+WORKLOADS = Resource(api_version="kueue.x-k8s.io/v1beta2", plural="workloads")
 LEASES = Resource(api_version="coordination.k8s.io/v1", plural="leases")
 
 

@@ -19,6 +19,7 @@ from itrain_contract.names import (
     KIND,
     LABEL_ATTEMPT,
     LABEL_ITERATION,
+    LABEL_QUEUE,
     LABEL_RUN,
     LABEL_RUN_UID,
     LABEL_STAGE,
@@ -26,7 +27,7 @@ from itrain_contract.names import (
 from itrain_contract.stageio import TerminationSummary
 from itrain_contract.stages import StageKind, StageRef
 from itrain_operator.kubeapi import Raw
-from itrain_operator.observed import JobState, JobView
+from itrain_operator.observed import JobState, JobView, QueueView
 
 SHARDED = (StageKind.SCORE, StageKind.ROLLOUT)
 DISRUPTION = "DisruptionTarget"
@@ -54,6 +55,8 @@ class JobRecord:
     digest: str | None
     template_hash: str
     completions: int
+    queue: str
+    """Label: the queue that it waits in."""
     suspended: bool
     deleting: bool
     active: int
@@ -128,6 +131,7 @@ def parse_job(raw: Raw) -> JobRecord:
         digest=annotations.get(ANNOTATION_DIGEST),
         template_hash=intern(annotations.get(ANNOTATION_TEMPLATE_HASH, "")),
         completions=spec.get("completions") or 1,
+        queue=intern(labels.get(LABEL_QUEUE, "")),
         suspended=bool(spec.get("suspend")),
         deleting="deletionTimestamp" in metadata,
         active=status.get("active") or 0,
@@ -146,7 +150,14 @@ def parse_job(raw: Raw) -> JobRecord:
     )
 
 
-def job_view(record: JobRecord, *, run_uid: str, ref: StageRef, details: JobDetails = NO_DETAILS) -> JobView:
+def job_view(
+    record: JobRecord,
+    *,
+    run_uid: str,
+    ref: StageRef,
+    details: JobDetails = NO_DETAILS,
+    queue: QueueView | None = None,
+) -> JobView:
     """The planner's view of a Job under one of the run's names; `ref` stands in where its labels say nothing.
 
     Ours is what the run with this UID owns and labelled; what belongs to another UID of the same name is a former
@@ -182,6 +193,8 @@ def job_view(record: JobRecord, *, run_uid: str, ref: StageRef, details: JobDeta
         progress_done=details.progress_done,
         progress_total=details.progress_total,
         progress_text=details.progress_text,
+        queue_name=record.queue,
+        queue=queue,
     )
 
 

@@ -17,15 +17,16 @@ from itrain_contract.stagespec import ShardedStage
 from itrain_contract.status import ITrainRunStatus, Progress, fit
 from itrain_operator import policies
 from itrain_operator.accounting import account, elapsed, gpus_per_pod, parallelism
-from itrain_operator.actions import Action, DeleteJob, Emit, EnsureJob, EventReason, Plan
+from itrain_operator.actions import Action, DeleteJob, Emit, EnsureJob, EventReason, Plan, SetActive
 from itrain_operator.advance import advance, latch, moving
 from itrain_operator.conditions import merge_conditions, wanted_conditions
 from itrain_operator.observed import JobState, JobView, Observed, Run
+from itrain_operator.pausing import let_go, paused, quota_lost
 from itrain_operator.progress import best_text, clip, current_job, iteration_text, progress, progress_text
 from itrain_operator.sequence import current_ref, stage_input
 from itrain_operator.terminal import plan_terminal
 
-__all__ = ["Action", "DeleteJob", "Emit", "EnsureJob", "Plan", "invalid_spec_status", "plan"]
+__all__ = ["Action", "DeleteJob", "Emit", "EnsureJob", "Plan", "SetActive", "invalid_spec_status", "plan"]
 
 RECORD_EVERY_S = 30.0
 """Time that passed is written to the status this often; a change of anything else is written at once."""
@@ -104,10 +105,9 @@ def _carry_out(ctx: policies.Context, verdict: policies.Verdict, observed: Obser
             moved, events = _retried(ctx, verdict)
             return _finish(run, moved, [*resumed, *events], now, wake=AT_ONCE)
         case policies.Suspend():
-            if ctx.view is not None and ctx.view.ours and ctx.view.state.live:
-                deletes = [*deletes, DeleteJob(name=ctx.view.name, uid=ctx.view.uid)]
             held = _suspended(status.model_copy(update=_seen(ctx)))
-            return _finish(run, held, [*deletes, *_suspension_events(run, suspended=True)], now)
+            ending = paused(ctx.view, run.spec) if ctx.view is not None else []
+            return _finish(run, held, [*deletes, *ending, *_suspension_events(run, suspended=True)], now)
         case policies.Wait(reason=reason, message=message, until=until, retry_at=retry_at):
             waiting = status.model_copy(update={**_seen(ctx), **_held(status, reason, message), "retry_at": retry_at})
             wake = max(AT_ONCE, until - now) if until else None
@@ -118,9 +118,10 @@ def _carry_out(ctx: policies.Context, verdict: policies.Verdict, observed: Obser
             return _finish(run, starting, [*deletes, ensure_job(run, ctx.ref), *resumed], now, wake=wake)
         case policies.Watch(view=view, phase=phase, reason=reason, message=message):
             said = {"phase": phase, "reason": reason, "message": clip(message), "retry_at": None}
-            evicted = _evictions(run.status, view)
+            evicted = quota_lost(run.status, view)
             watched = status.model_copy(update={**_seen(ctx), **said, "preemptions": status.preemptions + len(evicted)})
-            return _finish(run, watched, [*deletes, *resumed, *evicted], now, wake=_next_limit(ctx, view))
+            going = let_go(view) if run.status.phase == Phase.SUSPENDED else []
+            return _finish(run, watched, [*deletes, *going, *resumed, *evicted], now, wake=_next_limit(ctx, view))
 
 
 def _retried(ctx: policies.Context, verdict: policies.Retry) -> tuple[ITrainRunStatus, list[Emit]]:
@@ -168,8 +169,8 @@ def _finish(
             "best_text": best_text(status),
         }
     )
-    deleting = any(isinstance(action, DeleteJob) for action in actions)
-    wanted = wanted_conditions(run.spec, status, tearing_down=deleting)
+    ending = any(isinstance(a, DeleteJob) or (isinstance(a, SetActive) and not a.active) for a in actions)
+    wanted = wanted_conditions(run.spec, status, tearing_down=ending)
     status = status.model_copy(
         update={"conditions": merge_conditions(old.conditions, wanted, generation=run.generation, now=now)}
     )
@@ -233,13 +234,6 @@ def _suspension_events(run: Run, *, suspended: bool) -> list[Emit]:
         return [Emit(type="Normal", reason=EventReason.SUSPENDED, message="suspended by spec.suspend")]
     text = f"going on with attempt {run.status.attempt} of {current_ref(run.status) or 'the first stage'}"
     return [Emit(type="Normal", reason=EventReason.RESUMED, message=text)]
-
-
-def _evictions(old: ITrainRunStatus, view: JobView) -> list[Emit]:
-    """The event of a Job that its queue took the pods from: no failure, and no new attempt either."""
-    if view.state != JobState.WAITING or old.reason != Reason.STAGE_RUNNING:
-        return []
-    return [Emit(type="Normal", reason=EventReason.STAGE_DISRUPTED, message=f"{view.name} lost its quota")]
 
 
 WAITING_REASONS = (Reason.WAITING_FOR_QUOTA, Reason.WAITING_FOR_NODES, Reason.WAITING_FOR_CLEANUP)

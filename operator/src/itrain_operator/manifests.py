@@ -1,8 +1,10 @@
 """What the operator creates for one attempt of one stage: ConfigMap, Job and, for several nodes, a Service. Pure.
 
-Plain dicts, exactly as they are POSTed (API document, "What the operator creates"). Nothing here sets `spec.suspend`
-(it is the user's or the queue's), a TTL (a vanished Job must not start a stage again), a success policy (it would
-kill the slowest, hardest shard) or a deadline (the planner counts running time only).
+Plain dicts, exactly as they are POSTed (API document, "What the operator creates"). A Job for a queue is made
+suspended, and from then on its suspension is the queue's alone: without Kueue it waits and says so, rather than run
+outside the quota, and where Kueue's webhook is off none of its pods starts too early. Nothing here sets a TTL (a
+vanished Job must not start a stage again), a success policy (it would kill the slowest, hardest shard) or a deadline
+(the planner counts running time only).
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ def build_children(run: Run, action: EnsureJob, settings: OperatorSettings) -> C
             "labels": {**template.labels, **queue_labels(run.spec), **labels},
             "annotations": {
                 **template.annotations,
+                **queue_annotations(run.spec, action),
                 **metadata["annotations"],
                 names.ANNOTATION_TEMPLATE_HASH: template_hash,
             },
@@ -108,6 +111,7 @@ def build_job_spec(
         metadata["annotations"] = dict(template.annotations)
     return {
         **build_job_shape(action, retries=stage_spec(run.spec, kind).retry.limit, nodes=attempt.nodes),
+        **({"suspend": True} if run.spec.queue is not None else {}),
         "template": {"metadata": metadata, "spec": build_pod_spec(run.spec, kind, attempt, settings)},
     }
 
@@ -160,6 +164,18 @@ def queue_labels(spec: ITrainRunSpec) -> dict[str, str]:
     if spec.queue.priority_class:
         labels[names.LABEL_QUEUE_PRIORITY] = spec.queue.priority_class
     return labels
+
+
+def queue_annotations(spec: ITrainRunSpec, action: EnsureJob) -> dict[str, str]:
+    """Partial admission (Kueue, "Run A Kubernetes Job"): fewer pods at a time, as many shards in all.
+
+    Shards do not know of each other, so that fewer of them at a time only take longer. The nodes of a training do: it
+    starts with all of them or not at all. Kueue refuses a minimum that is not below the parallelism.
+    """
+    least = spec.queue.min_parallelism if spec.queue is not None else None
+    if least is None or action.shards is None or least >= action.parallelism:
+        return {}
+    return {names.ANNOTATION_MIN_PARALLELISM: str(least)}
 
 
 def nodes_of(spec: ITrainRunSpec, kind: StageKind) -> int:

@@ -53,6 +53,19 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueueView:
+    """What a queue says of a Job that was given to it."""
+
+    workload: str = ""
+    """Name of the Workload that stands for the Job there; empty while there is none."""
+    active: bool = True
+    """Its `spec.active`: False takes the pods and the quota away until it is True again."""
+    reason: str = ""
+    """The queue's own word, `Pending`, `Preempted`, `ClusterQueueStopped`; empty while there is nothing to wait for."""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """One attempt of one stage, as observed."""
 
@@ -91,6 +104,10 @@ class JobView:
     progress_done: int = 0
     progress_total: int = 0
     progress_text: str = ""
+    queue_name: str = ""
+    """The queue that it was given to; empty for none."""
+    queue: QueueView | None = None
+    """None where nobody could ask, or there was no need to."""
 
     @property
     def ours(self) -> bool:

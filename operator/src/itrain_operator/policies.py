@@ -272,8 +272,7 @@ def check_live(ctx: Context) -> Verdict | None:
     if view is None:
         return None
     if view.state == JobState.WAITING:
-        text = f"{view.name} waits for quota{_cause(view)}"
-        return Watch(view=view, phase=Phase.PENDING, reason=Reason.WAITING_FOR_QUOTA, message=text)
+        return Watch(view=view, phase=Phase.PENDING, reason=Reason.WAITING_FOR_QUOTA, message=queue_text(view))
     if view.state == JobState.PENDING:
         image = view.reason in IMAGE_REASONS
         reason = Reason.IMAGE_PULL_FAILED if image else Reason.WAITING_FOR_NODES
@@ -308,6 +307,17 @@ def decide(ctx: Context) -> Verdict:
         if verdict is not None:
             return verdict
     raise AssertionError("check_absent and check_live together always have an opinion")
+
+
+def queue_text(view: JobView) -> str:
+    """One line: which queue a Job waits in and, where it can be read, what the queue says."""
+    if not view.queue_name:
+        return f"{view.name} is suspended, not by this run"
+    text = f"{view.name} waits for quota in queue {view.queue_name}"
+    if view.queue is None:
+        return text
+    reason = f" ({view.queue.reason})" if view.queue.reason else ""
+    return f"{text}{reason}: {printable(view.queue.message)}" if view.queue.message else f"{text}{reason}"
 
 
 def failure_text(ctx: Context, view: JobView) -> str:

@@ -84,6 +84,7 @@ def current_job(view: JobView) -> CurrentJob:
         failed=max(0, view.failed),
         completed_indexes=clip_indexes(view.completed),
         failed_indexes=clip_indexes(view.failed_indexes),
+        start_time=view.started if view.state.live else None,
     )
 
 

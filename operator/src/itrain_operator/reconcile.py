@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 
 from itrain_contract.layout import job_name
 from itrain_contract.loading import SpecError
-from itrain_contract.names import LABEL_RUN
+from itrain_contract.names import LABEL_RUN, Phase
 from itrain_contract.stages import PREPARE
 from itrain_contract.status import ITrainRunStatus
 from itrain_operator.accounting import moved
-from itrain_operator.actions import DeleteJob, Emit, EnsureJob, EventReason, Plan
+from itrain_operator.actions import DeleteJob, Emit, EnsureJob, EventReason, Plan, SetActive
 from itrain_operator.cache import Cache, RunKey, RunRecord
 from itrain_operator.children import ChildKeeper, NotMade
 from itrain_operator.events import EventPoster
@@ -29,6 +29,7 @@ from itrain_operator.machine import invalid_spec_status, only_clocks, plan
 from itrain_operator.observed import JobState, JobView, Observed, Refusal, Run
 from itrain_operator.ratelimit import TokenBucket
 from itrain_operator.sequence import current_ref
+from itrain_operator.workloads import WorkloadReader
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Reconciler:
         cluster: Cluster,
         cache: Cache,
         inspector: Inspector,
+        workloads: WorkloadReader,
         children: ChildKeeper,
         poster: EventPoster,
         clock: Callable[[], float],
@@ -91,6 +93,7 @@ class Reconciler:
         self._cluster = cluster
         self._cache = cache
         self._inspector = inspector
+        self._workloads = workloads
         self._children = children
         self._poster = poster
         self._clock = clock
@@ -144,6 +147,8 @@ class Reconciler:
         for action in made.actions:
             if isinstance(action, DeleteJob):
                 await self._children.delete(run, action)
+            elif isinstance(action, SetActive):
+                await self._workloads.set_active(run.namespace, action)
         if ensured is not None and observed.refusal is None:
             made = await self._create(run, ensured, observed, made)
         await self._write(record, run.status, made.status)
@@ -169,7 +174,10 @@ class Reconciler:
         for job in self._cache.jobs(key):
             looked_at = job.name == current and job.owner_uid == run.uid and not run.status.phase.terminal
             details = await self._inspector.details(job) if looked_at else NO_DETAILS
-            views.append(job_view(job, run_uid=run.uid, ref=current_ref(run.status) or PREPARE, details=details))
+            paused = run.spec.suspend or run.status.phase == Phase.SUSPENDED
+            queue = await self._workloads.view(job, needed=paused) if looked_at else None
+            ref = current_ref(run.status) or PREPARE
+            views.append(job_view(job, run_uid=run.uid, ref=ref, details=details, queue=queue))
         self._remember(key, current)
         observed = Observed(jobs=tuple(views))
         held = self._held.get(key)
@@ -283,7 +291,8 @@ class Reconciler:
         elif _ensured(made) is not None:
             wishes.append(SETTLE_S)
         current = _current_name(run)
-        looks = (self._inspector.wake_s(job) for job in self._cache.jobs(record.key) if job.name == current)
+        jobs = [job for job in self._cache.jobs(record.key) if job.name == current]
+        looks = [look(job) for look in (self._inspector.wake_s, self._workloads.wake_s) for job in jobs]
         wishes += [look for look in looks if look is not None]
         return min(wishes, default=None)
 
@@ -293,6 +302,7 @@ class Reconciler:
         before = self._watched.get(key, frozenset())
         if keep != before:
             self._inspector.forget(keep, before)
+            self._workloads.forget(keep, before)
             self._watched[key] = keep
 
     def _settling_s(self, key: RunKey) -> float:
@@ -312,7 +322,9 @@ class Reconciler:
         self._planned.pop(key, None)
         self._dated.pop(key, None)
         self._children.forget(key)
-        self._inspector.forget(frozenset(), self._watched.pop(key, frozenset()))
+        watched = self._watched.pop(key, frozenset())
+        self._inspector.forget(frozenset(), watched)
+        self._workloads.forget(frozenset(), watched)
 
     def _date(self, key: RunKey) -> datetime:
         """Now, for a plan whose status may be stored later."""

@@ -217,6 +217,13 @@ class ProgressSettings(SpecModel):
     """Of all runs together; and as many writes a second of statuses in which only time has passed."""
 
 
+class KueueSettings(SpecModel):
+    """Queues (docs/queueing.md). Runs that name none are not concerned."""
+
+    enabled: bool = False
+    """Read Workloads, to say what a run waits for, and set their `spec.active`, to pause it: needs both rights."""
+
+
 class OperatorSettings(SpecModel):
     """Everything an installation decides; none of it changes what a run computes, precisionDefault excepted."""
 
@@ -248,6 +255,7 @@ class OperatorSettings(SpecModel):
     """Limit of the memory-backed /dev/shm of pods with GPUs; it counts as the container's memory."""
     default_resources: DefaultResources = DefaultResources()
     progress: ProgressSettings = ProgressSettings()
+    kueue: KueueSettings = KueueSettings()
     extra_env: Annotated[list[EnvVar], Field(max_length=64)] = []
     """Environment of every stage pod; the pool's, the run's and the stage's go over it."""
 

@@ -21,6 +21,7 @@ from itrain_operator.ratelimit import TokenBucket
 from itrain_operator.reconcile import Reconciler
 from itrain_operator.resync import Resync
 from itrain_operator.settings import OperatorSettings
+from itrain_operator.workloads import WorkloadReader
 from itrain_operator.workqueue import WorkQueue
 from itrain_testing.fakecluster import FakeCluster, FakeServer
 from itrain_testing.fakejobs import TICK_S, JobWorld
@@ -76,6 +77,7 @@ class FakeOperator:
                 progress_interval_s=15.0,
                 progress_rate=TokenBucket(rate=2.0, burst=2, now=self._clock()),
             ),
+            workloads=WorkloadReader(cluster, enabled=self._settings.kueue.enabled, clock=self._clock),
             children=ChildKeeper(cluster, self.cache, self._settings),
             poster=EventPoster(
                 cluster, instance="test", clock=self._clock, wall_clock=self._clock, on_dropped=lambda: None

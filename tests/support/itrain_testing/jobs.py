@@ -137,6 +137,11 @@ class ExpectedJob:
             "kueue.x-k8s.io/queue-name": queue,
             "kueue.x-k8s.io/priority-class": priority,
         }
+        self._job["spec"]["suspend"] = True
+        return self
+
+    def partly_admitted(self, least: int) -> ExpectedJob:
+        self._job["metadata"]["annotations"]["kueue.x-k8s.io/job-min-parallelism"] = str(least)
         return self
 
     def whole(self, nodes: int = 1) -> ExpectedJob:

@@ -44,6 +44,8 @@ RIGHTS: Rights = {
 
 Whoever changes this changes what a cluster's owner has to grant.
 """
+QUEUE_RIGHTS: Rights = {("kueue.x-k8s.io", "workloads"): {"list", "patch"}}
+"""What comes to them where `kueue.enabled` is set."""
 
 
 def rights_in_code() -> Rights:

@@ -50,10 +50,6 @@ class WatchedRun:
         patch = json.dumps({"spec": spec})
         self.cluster.kubectl("patch", "itr", self.name, "--type=merge", f"--patch={patch}", namespace=self.namespace)
 
-    def suspend_job(self, name: str, suspend: bool) -> None:
-        patch = json.dumps({"spec": {"suspend": suspend}})
-        self.cluster.kubectl("patch", "job", name, "--type=merge", f"--patch={patch}", namespace=self.namespace)
-
     def delete(self, kind: str = "itr", name: str = "", *options: str) -> None:
         self.cluster.kubectl("delete", kind, name or self.name, *options, namespace=self.namespace)
 

@@ -298,6 +298,32 @@ def test_the_template_hash_is_that_of_the_template_whatever_the_attempt() -> Non
     assert upgraded.template_hash != first.template_hash
 
 
+def test_fewer_shards_at_a_time_may_start_where_the_spec_says_so_and_a_minimum_says_anything() -> None:
+    """Kueue refuses a minimum that is not below the parallelism; a training starts whole or not at all."""
+    run = make_run(
+        make_spec(
+            queue={"name": "v100", "priorityClass": "research", "minParallelism": 2},
+            stages={"score": {"shards": 8, "parallelism": 2}, "rollout": {"shards": 8, "parallelism": 4}},
+        )
+    )
+    annotation = "kueue.x-k8s.io/job-min-parallelism"
+    found = {}
+    for kind, iteration in (("warmup", 0), ("score", 1), ("rollout", 1), ("train", 1)):
+        job = children(run, ref(kind, iteration), settings()).job
+        found[kind] = job["metadata"]["annotations"].get(annotation)
+        assert annotation not in job["spec"]["template"]["metadata"].get("annotations", {})
+    assert found == {"warmup": None, "score": None, "rollout": "2", "train": None}
+
+
+def test_the_queue_is_no_part_of_what_a_template_is() -> None:
+    """What Kueue adds to a Job, and that it waits in another queue, is no other template."""
+    jobs = [
+        children(make_run(make_spec(queue=queue)), ref("rollout", 1), settings())
+        for queue in ({"name": "a"}, {"name": "b", "minParallelism": 1})
+    ]
+    assert jobs[0].template_hash == jobs[1].template_hash
+
+
 def test_nothing_is_set_that_belongs_to_others() -> None:
     for kind, iteration in (("prepare", 0), ("score", 1), ("train", 1)):
         job = children(make_run(), ref(kind, iteration), settings()).job
