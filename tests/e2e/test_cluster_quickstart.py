@@ -23,7 +23,7 @@ from itrain_testing.release import Release, asked, chart_of_version
 from itrain_testing.rights import RIGHTS, Rights
 from itrain_testing.watchrun import WatchedRun
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600), pytest.mark.usefixtures("chart_tools")]
+pytestmark = [pytest.mark.recording, pytest.mark.timeout(3600), pytest.mark.usefixtures("chart_tools")]
 WHOLE_RUN_S = 3000.0
 RECORDING = ROOT / "build/quickstart-watch.txt"
 CRD = "crd/itrainruns.itrain.dev"

@@ -107,3 +107,20 @@ def test_a_bucket_that_cannot_be_read_is_one_line_and_a_code(
     assert err.count("\n") == 1
     assert server.environ["AWS_SECRET_ACCESS_KEY"] not in err
     assert not (runs / "comparison.html").exists()
+
+
+def test_an_object_that_was_changed_in_the_bucket_is_named(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, server: S3Server, tmp_path: Path
+) -> None:
+    """Of a run whose files no other has: a file of the same digest that was read before is not read again."""
+    for seed, name in enumerate(("left", "right")):
+        state = write_run(tmp_path / name, report_data((0.4, 0.6), seed=seed), seed=seed)
+        to_bucket(state, server.create_bucket(f"changed-{name}"), server.environ)
+    root = place_of(state).root
+    store = open_store(root, server.environ)
+    (uri,) = [uri for uri in store.list(root) if uri.endswith("i0/evaluate/a1/predictions-base.jsonl")]
+    store.put_bytes((store.get_bytes(uri) or b"") + b" ", uri)
+    found, out, err = compare(capfd, monkeypatch, server.environ, tmp_path / "left", tmp_path / "right")
+    assert (found, out) == (65, "")
+    assert f"{uri} has sha256" in err
+    assert err.count("\n") == 1
