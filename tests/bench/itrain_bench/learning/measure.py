@@ -101,6 +101,7 @@ def measure(size: Size, work: Path, *, jobs: int = 1) -> Figures:
 
 
 def run_seed(size: Size, work: Path, seed: int) -> Found:
+    logging.disable(logging.WARNING)
     return seed_arms(size, work, seed).run()
 
 
@@ -109,7 +110,6 @@ def seed_arms(size: Size, work: Path, seed: int) -> Seed:
     import torch
 
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
     renderer = load_renderer(model_path(), "pythonic", trust_remote_code=False)
     return Seed(
         learner=Learner(model=model_path(), renderer=renderer, adapter=AdapterSpec(), seed=seed, batch=size.batch),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import math
 import shutil
 import statistics
@@ -42,6 +43,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=tuple(VALUES), default=[], help="these settings alone")
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted sweep has finished")
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
     work = arguments.out.with_suffix("")
     if not arguments.resume:
         shutil.rmtree(work, ignore_errors=True)
