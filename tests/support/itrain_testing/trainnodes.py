@@ -29,7 +29,14 @@ from itrain_testing.learning import make_examples, make_pairs, prepare_result, r
 from itrain_testing.stageports import DIGEST, folder_files, stage_result
 from itrain_testing.tiny_model import write_random_adapter
 
-STAGE = {"globalBatch": 4, "microBatch": 2, "learningRate": 0.002, "quantization": "none", "checkpointSteps": 1000}
+STAGE = {
+    "answerNllWeight": 0,
+    "globalBatch": 4,
+    "microBatch": 2,
+    "learningRate": 0.002,
+    "quantization": "none",
+    "checkpointSteps": 1000,
+}
 
 
 def free_port() -> int:
