@@ -1,4 +1,4 @@
-"""A real Kubernetes API for the tests in this folder, one control plane a session, one namespace a test; a browser."""
+"""A real Kubernetes API (one control plane a session, one namespace a test), a real S3 server and a real browser."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from itrain_testing.cluster.access import Access
 from itrain_testing.cluster.controlplane import ControlPlane
 from itrain_testing.gotools import ToolMissingError
 from itrain_testing.operatorprocess import OperatorProcess
+from itrain_testing.s3server import S3Server, running_server, versitygw
 from itrain_testing.simkubelet import SimulatedNode
 from itrain_testing.watchrun import WatchedRun
 
@@ -76,6 +77,17 @@ def operator(cluster: Access, namespace: str, tmp_path: Path) -> Iterator[Operat
     process.start()
     yield process
     process.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server."""
+    try:
+        versitygw()
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+    with running_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

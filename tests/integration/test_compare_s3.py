@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,19 +12,8 @@ from itrain_operator.cli_compare import place_of
 from itrain_operator.localstate import StateFolder
 from itrain_pipeline.store import open_store
 from itrain_testing.comparedruns import write_run
-from itrain_testing.gotools import ToolMissingError
 from itrain_testing.reports import report_data
-from itrain_testing.s3server import S3Server, running_server, versitygw
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    try:
-        versitygw()
-    except ToolMissingError as error:
-        pytest.skip(str(error))
-    with running_server(tmp_path_factory.mktemp("s3")) as running:
-        yield running
+from itrain_testing.s3server import S3Server
 
 
 def to_bucket(state: StateFolder, bucket: str, environ: Mapping[str, str]) -> StateFolder:

@@ -6,11 +6,9 @@ A real API server and a real S3 server; the pods run by their status alone, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 from safetensors.numpy import save
 
 from itrain_contract.layout import RunLayout
@@ -21,25 +19,14 @@ from itrain_pipeline.ports import Store
 from itrain_pipeline.stages.resume import find_adapter
 from itrain_pipeline.store import open_store
 from itrain_testing.cluster.access import eventually
-from itrain_testing.gotools import ToolMissingError
 from itrain_testing.operatorprocess import OperatorProcess
-from itrain_testing.s3server import S3Server, running_server, versitygw
+from itrain_testing.s3server import S3Server
 from itrain_testing.simkubelet import PodRun, SimulatedNode
 from itrain_testing.watchrun import STAGES, WatchedRun
 
 REVISION = "r1"
 WITH_ADAPTER = (StageKind.WARMUP, StageKind.TRAIN)
 WEIGHTS = save({"lora_A.weight": np.zeros((2, 3), np.float32)})
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    try:
-        versitygw()
-    except ToolMissingError as error:
-        pytest.skip(str(error))
-    with running_server(tmp_path_factory.mktemp("s3")) as running:
-        yield running
 
 
 def write_artifacts(store: Store, layout: RunLayout, ref: StageRef) -> None:
@@ -68,10 +55,10 @@ def everything(store: Store, prefix: str) -> dict[str, bytes | None]:
 
 
 def test_a_deleted_run_leaves_its_artifacts_and_one_applied_again_goes_on_from_them(
-    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess, s3: S3Server, tmp_path: Path
+    run: WatchedRun, node: SimulatedNode, operator: OperatorProcess, server: S3Server, tmp_path: Path
 ) -> None:
-    storage = f"{s3.create_bucket(run.namespace)}runs"
-    store = open_store(storage, s3.environ)
+    storage = f"{server.create_bucket(run.namespace)}runs"
+    store = open_store(storage, server.environ)
     written: set[StageRef] = set()
 
     def layout_now() -> RunLayout:

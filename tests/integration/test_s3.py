@@ -29,23 +29,12 @@ from itrain_testing.s3server import (
     aws_environ,
     running_server,
     self_signed,
-    versitygw,
 )
 from itrain_testing.store_suite import STORE_SUITE, Bench, Case, case_name
 
 PART = 5 << 20
 """The smallest part S3 takes: multipart uploads without large files."""
 QUICK = {"AWS_MAX_ATTEMPTS": "2"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    try:
-        versitygw()
-    except ToolMissingError as error:
-        pytest.skip(str(error))
-    with running_server(tmp_path_factory.mktemp("s3")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +15,10 @@ from itrain_pipeline.errors import ConfigError
 from itrain_pipeline.secretfiles import source_opener
 from itrain_pipeline.stages.prepare import read_sources
 from itrain_pipeline.store import open_store
-from itrain_testing.gotools import ToolMissingError
-from itrain_testing.s3server import S3Server, running_server, versitygw
+from itrain_testing.s3server import S3Server
 from itrain_testing.stageports import folder_ports
 
 ROWS = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    try:
-        versitygw()
-    except ToolMissingError as error:
-        pytest.skip(str(error))
-    with running_server(tmp_path_factory.mktemp("s3")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("wrong", ["process", "secret"])

@@ -119,6 +119,11 @@ class Prediction:
     error_class: str | None = None
     detail: str = ""
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Names its question, whatever the point."""
+        return self.benchmark, self.category, self.id
+
 
 R = TypeVar("R")
 

@@ -27,6 +27,7 @@ from itrain_operator.kubeapi import PODS, ApiError, ConflictError, NotFoundError
 from itrain_operator.kubepods import LABEL_INDEX
 from itrain_testing.cluster.pki import Authority, KeyPair
 from itrain_testing.daemons import free_port
+from itrain_testing.kubeclient import open_cluster
 from itrain_testing.podstatus import (
     CAPACITY,
     PodRun,
@@ -91,15 +92,7 @@ class SimulatedNode:
 
     async def _main(self) -> None:
         configuration = await load_configuration(str(self._kubeconfig))
-        cluster = KubeCluster(
-            configuration,
-            qps=1000.0,
-            burst=1000,
-            timeout_s=30.0,
-            clock=time.monotonic,
-            on_request=lambda verb, code: None,
-            may_write=lambda: True,
-        )
+        cluster = await open_cluster(self._kubeconfig)
         logs = await serve_logs(self._pair, self._port, self._log)
         async with client.ApiClient(configuration) as api_client:
             api = client.CoreV1Api(api_client)

@@ -61,7 +61,7 @@ class AnswerFolder:
             except BlockingIOError as busy:
                 raise RetryableError(f"--out: another evaluation works in {self._folder}") from busy
             self._check_settings()
-            self.done = {(p.benchmark, p.category, p.id): p for p in self._read()}
+            self.done = {p.key: p for p in self._read()}
             self._lines = (self._folder / ANSWERS).open("ab")
         except BaseException:
             os.close(self._lock)
@@ -76,7 +76,7 @@ class AnswerFolder:
         self._lines.write((to_json(prediction) + "\n").encode())
         self._lines.flush()
         os.fsync(self._lines.fileno())
-        self.done[prediction.benchmark, prediction.category, prediction.id] = prediction
+        self.done[prediction.key] = prediction
 
     def finish(
         self, predictions: Sequence[Prediction], failures: Sequence[Failure], summary: Mapping[str, Any]

@@ -274,7 +274,7 @@ async def ask_point(
     `progress` = (questions before this point, questions of all points). Raises Interrupted once asked to stop.
     """
     batches = ports.work.names(f"{point}/")
-    done = {(p.benchmark, p.category, p.id): p for name in batches for p in _finished(ports, name)}
+    done = {p.key: p for name in batches for p in _finished(ports, name)}
     # By length, so that a batch wastes little on padding; the order of the results is that of the questions.
     missing = sorted((q for q in questions if q.key not in done), key=lambda q: len(q.prompt_ids))
     left = [question for question in missing if question.dialogue is None]
@@ -294,15 +294,14 @@ async def ask_point(
         path = ports.work.local / name
         write_jsonl(path, batch)
         ports.work.put(name, path)
-        done.update({(p.benchmark, p.category, p.id): p for p in batch})
+        done.update({p.key: p for p in batch})
 
     def keep(one: Prediction | Failure) -> None:
         assert isinstance(one, Prediction)  # an engine has no item that it gives up
-        key = (one.benchmark, one.category, one.id)
-        name = f"{point}/dialogue-{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.jsonl"
+        name = f"{point}/dialogue-{hashlib.sha256(repr(one.key).encode()).hexdigest()[:32]}.jsonl"
         write_jsonl(ports.work.local / name, [one])
         ports.work.put(name, ports.work.local / name)
-        done[key] = one
+        done[one.key] = one
         ports.progress.update(before + len(done), total, point)
 
     await ask_all(

@@ -21,6 +21,8 @@ from itrain_bench.training.workload import SETTINGS, Workload, make_passes, open
 from itrain_pipeline.learn.collate import PairRow
 from itrain_pipeline.learn.passes import RowForm, naive_tokens
 from itrain_pipeline.learn.preference import PassCollator, pass_losses
+from itrain_pipeline.learn.treemask import FLEX_BLOCK
+from itrain_pipeline.learn.treeprobe import uses_flex
 from itrain_testing.cpo import cpo_batch, cpo_trainer
 from itrain_testing.tiny_model import build_tokenizer
 
@@ -86,14 +88,19 @@ def run(passes: Sequence[Rows], step: Step, *, count: int = 1) -> tuple[int, tor
 
 def our_step(model: Any, arm: str) -> Step:
     form = cast("RowForm", arm)
+    collator = PassCollator(form=form, multiple=FLEX_BLOCK if uses_flex(model) else 1)
 
     def step(trees: Rows) -> tuple[torch.Tensor, int]:
         rows = trees if form == "tree" else [[pair] for tree in trees for pair in tree]
-        batch = PassCollator(form=form)([[list(row) for row in rows]])
+        batch = on_device(model, collator([[list(row) for row in rows]]))
         losses, _ = pass_losses(model, model, batch, SETTINGS)
         return losses.sum(), batch["input_ids"].numel()
 
     return step
+
+
+def on_device(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(model.device) for name, value in batch.items()}
 
 
 def trl_step(model: Any, scratch: Path) -> Step:
@@ -102,7 +109,7 @@ def trl_step(model: Any, scratch: Path) -> Step:
 
     def step(trees: Rows) -> tuple[torch.Tensor, int]:
         pairs = [pair for tree in trees for pair in tree]
-        batch = cpo_batch(pairs)
+        batch = on_device(model, cpo_batch(pairs))
         loss, _ = trainer.get_batch_loss_metrics(model, batch)
         widest = max(batch["chosen_input_ids"].shape[1], batch["rejected_input_ids"].shape[1])
         return loss * len(pairs), 2 * len(pairs) * widest

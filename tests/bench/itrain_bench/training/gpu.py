@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,12 @@ import torch
 
 from itrain_bench.training.__main__ import OUT, say, versions
 from itrain_bench.training.answers import AnswerWorkload, make_rows
+from itrain_bench.training.arm import Rows, Step, our_step, trl_step
 from itrain_bench.training.child import Figures, largest_difference
 from itrain_bench.training.ppl import every_position, ours
-from itrain_bench.training.workload import SETTINGS, Workload, make_passes
+from itrain_bench.training.workload import Workload, make_passes, with_random_b
 from itrain_contract.spec import AdapterSpec
 from itrain_pipeline.learn.adapter import new_adapter
-from itrain_pipeline.learn.collate import PairRow
-from itrain_pipeline.learn.preference import PassCollator, pass_losses
-from itrain_pipeline.learn.treemask import FLEX_BLOCK
-from itrain_testing.cpo import cpo_batch, cpo_trainer
-from itrain_testing.tiny_model import build_tokenizer
 
 GIB = 2**30
 REFERENCE = "trl"
@@ -42,9 +37,6 @@ WIDE = dataclasses.replace(TWO, trees=16, pass_pairs=32, repeats=1)
 PARTS = {"": TWO, "pairs_4_": FOUR, "pass_32_": WIDE}
 ROWS = AnswerWorkload(rows=32, repeats=1, vocabulary=128_256, hidden=4096, layers=32)
 TARGETS = {"simpo_tree_speedup": 2.5, "pass_32_simpo_tree_speedup": 2.5, "pass_32_simpo_tree_memory_saved": 0.6}
-
-Rows = Sequence[Sequence[PairRow]]
-Step = Callable[[Rows], tuple[torch.Tensor, int]]
 
 
 def main() -> int:
@@ -107,10 +99,7 @@ def open_policy(workload: Workload) -> Any:
     finally:
         torch.set_default_dtype(torch.float32)
     model = new_adapter(base, AdapterSpec(rank=16, alpha=32), seed=0)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.01)
+    with_random_b(model, std=0.01)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
     return model.train()
@@ -147,32 +136,7 @@ def cosine(found: torch.Tensor, expected: torch.Tensor) -> float:
 def arm_step(model: Any, arm: str, scratch: Path) -> Step:
     flex = arm.endswith("_flex")
     model.get_base_model().set_attn_implementation("flex_attention" if flex else "sdpa")
-    if arm == REFERENCE:
-        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-        trainer = cpo_trainer(model, build_tokenizer(), scratch, SETTINGS)
-
-        def trl(trees: Rows) -> tuple[torch.Tensor, int]:
-            pairs = [pair for tree in trees for pair in tree]
-            batch = on_gpu(cpo_batch(pairs))
-            loss, _ = trainer.get_batch_loss_metrics(model, batch)
-            widest = max(batch["chosen_input_ids"].shape[1], batch["rejected_input_ids"].shape[1])
-            return loss * len(pairs), 2 * len(pairs) * widest
-
-        return trl
-    form: Any = arm.removesuffix("_flex")
-
-    def own(trees: Rows) -> tuple[torch.Tensor, int]:
-        rows = trees if form == "tree" else [[pair] for tree in trees for pair in tree]
-        collator = PassCollator(form=form, multiple=FLEX_BLOCK if flex else 1)
-        batch = on_gpu(collator([[list(row) for row in rows]]))
-        losses, _ = pass_losses(model, model, batch, SETTINGS)
-        return losses.sum(), batch["input_ids"].numel()
-
-    return own
-
-
-def on_gpu(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.to("cuda") for name, value in batch.items()}
+    return trl_step(model, scratch) if arm == REFERENCE else our_step(model, arm.removesuffix("_flex"))
 
 
 def measure(

@@ -59,13 +59,19 @@ def write_model(workload: Workload, folder: Path) -> Path:
 
 def open_policy(folder: Path) -> Any:
     """The model with an adapter whose B is not 0, in fp32; the same in every arm."""
-    import torch
 
     model = new_adapter(load_model(folder, precision="fp32"), AdapterSpec(rank=8, alpha=16), seed=0)
+    return with_random_b(model, std=0.02)
+
+
+def with_random_b(model: Any, *, std: float) -> Any:
+    """PEFT starts with B = 0, under which A has no gradient."""
+    import torch
+
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=std)
     return model
 
 

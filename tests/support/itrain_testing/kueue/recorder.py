@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from itrain_operator.kube import KubeCluster, load_configuration
+from itrain_operator.kube import KubeCluster
 from itrain_operator.kubeapi import JOBS, WORKLOADS, ApiError, Resource, watch
+from itrain_testing.kubeclient import open_cluster
 from itrain_testing.kueue.rules import STOPPING, Object
 
 Change = tuple[str, str, str]
@@ -46,15 +46,7 @@ class Recorder:
         return changes(self._seen)
 
     async def _main(self) -> None:
-        cluster = KubeCluster(
-            await load_configuration(str(self._kubeconfig)),
-            qps=1000.0,
-            burst=1000,
-            timeout_s=30.0,
-            clock=time.monotonic,
-            on_request=lambda verb, code: None,
-            may_write=lambda: False,
-        )
+        cluster = await open_cluster(self._kubeconfig, may_write=False)
         tasks = [asyncio.create_task(self._watch(cluster, resource)) for resource in (JOBS, WORKLOADS)]
         while not self._stop.is_set():
             await asyncio.sleep(0.1)

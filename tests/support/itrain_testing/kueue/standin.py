@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from itrain_contract.names import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, LABEL_WORKLOAD_JOB
-from itrain_operator.kube import KubeCluster, load_configuration
+from itrain_operator.kube import KubeCluster
 from itrain_operator.kubeapi import (
     JOBS,
     WORKLOADS,
@@ -28,6 +27,7 @@ from itrain_operator.kubeapi import (
     Resource,
     pages,
 )
+from itrain_testing.kubeclient import open_cluster
 from itrain_testing.kueue import rules
 from itrain_testing.kueue.objects import GROUP, VERSION
 from itrain_testing.kueue.rules import Conditions, Object, Write
@@ -72,15 +72,7 @@ class StandIn:
         self._thread.join(timeout=10)
 
     async def _main(self) -> None:
-        cluster = KubeCluster(
-            await load_configuration(str(self._kubeconfig)),
-            qps=1000.0,
-            burst=1000,
-            timeout_s=30.0,
-            clock=time.monotonic,
-            on_request=lambda verb, code: None,
-            may_write=lambda: True,
-        )
+        cluster = await open_cluster(self._kubeconfig)
         while not self._stop.is_set():
             try:
                 world = await self._look(cluster)
