@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -512,3 +515,40 @@ def test_exported_calls_name_tools_and_identifiers_only(backends: Backends) -> N
     assert result_path(Path("r"), "multi_turn_base").parent.name == "multi_turn"
     with Sandbox() as sandbox, pytest.raises(DataError, match="no multi-turn entry 'multi_turn_base_999'"):
         sandbox.run("multi_turn_base_999", [])
+
+
+class Closing(Sandbox):
+    """Tells when it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        super().close()
+        self.closed.set()
+
+
+def test_backends_that_only_their_own_thread_still_held_end_their_process() -> None:
+    """A dialogue that is given up while its calls run: what its request held is let go by the thread that ran it."""
+    sandbox, running, go_on = Closing(), threading.Event(), threading.Event()
+
+    async def give_up() -> None:
+        backends = Backends(sandbox)
+
+        def act(_: Sandbox, held: Backends = backends) -> None:
+            running.set()
+            go_on.wait(10)
+
+        asked = asyncio.ensure_future(backends.ask(act))
+        while not running.is_set():
+            await asyncio.sleep(0.01)
+        asked.cancel()
+        with suppress(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(give_up())
+    gc.collect()
+    assert not sandbox.closed.is_set()
+    go_on.set()
+    assert sandbox.closed.wait(10)

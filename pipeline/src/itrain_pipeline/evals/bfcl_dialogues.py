@@ -37,7 +37,8 @@ class Backends:
 
 
 def _close(sandbox: Sandbox, thread: ThreadPoolExecutor) -> None:
-    thread.shutdown(cancel_futures=True)
+    # Nothing is under way: what the thread is asked for holds the backends. It may be the one that let go of them last.
+    thread.shutdown(wait=False)
     sandbox.close()
 
 
