@@ -245,6 +245,7 @@ def test_a_later_attempt_takes_the_work_over_from_an_earlier_one(world: World) -
         (PermanentError("loss is nan"), 70),
         (RetryableError("engine died"), 75),
         (Interrupted("saved"), 143),
+        (ModuleNotFoundError("No module named 'httpx2'"), 64),
         (ValueError("nobody foresaw this"), 75),
         (MemoryError("no memory"), 75),
         (OSError(28, "No space left on device"), 75),
