@@ -7,8 +7,8 @@
     ├── RetryableError   75  the next attempt may succeed
     └── Interrupted     143  asked to stop; work is saved
 
-Everything that is not a StageError ends with 75 after its traceback is logged (API document, "Storage rules"), except that a
-package that cannot be imported ends with 64: the next attempt has the same packages.
+Everything that is not a StageError ends with 75 after its traceback is logged (API document, "Storage rules"), but a
+package that cannot be imported with 64: the next attempt has the same packages.
 """
 
 from __future__ import annotations
