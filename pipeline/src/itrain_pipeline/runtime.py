@@ -88,7 +88,7 @@ def run_stage(kind: StageKind, process: Process, input_path: Path | None = None)
         summary = _failure(error.exit_code, str(error), digest, process.clock() - started)
     except ImportError as error:
         log.exception("%s lacks a package", kind)
-        text = f"a package is missing or broken in this image or environment: {error}; install it, or take another image"
+        text = f"a package is missing or broken where this stage runs: {error}; install it, or take another image"
         summary = _failure(ExitCode.CONFIG, text, digest, process.clock() - started)
     except Exception as error:
         log.exception("%s failed in a way that nobody foresaw", kind)
