@@ -202,10 +202,13 @@ def test_each_shard_that_is_done_gives_its_quota_back(
     assert done.get("preemptions", 0) == 0
 
 
+@pytest.mark.parametrize("lingering_s", [0.0, 4.0])
 def test_a_pause_goes_through_the_workload_and_leaves_job_and_suspension_alone(
-    run: WatchedRun, node: SimulatedNode, queues: Queues, operator: OperatorProcess
+    run: WatchedRun, node: SimulatedNode, queues: Queues, operator: OperatorProcess, lingering_s: float
 ) -> None:
+    """Also where the Job controller looks while the pod, ended with 143, is still there."""
     warmup = "run-i0-warmup-a1"
+    node.lingering_s = lingering_s
     queues.open(3)
     node.script = lasting("warmup")
     run.apply(queue=queue())

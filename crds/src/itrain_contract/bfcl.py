@@ -27,6 +27,16 @@ MULTI_TURN_ITEMS = {
     "multi_turn_miss_param": 200,
     "multi_turn_long_context": 200,
 }
+DIALOGUE_REQUESTS = {
+    "multi_turn_base": 9.4,
+    "multi_turn_miss_func": 10.4,
+    "multi_turn_miss_param": 10.4,
+    "multi_turn_long_context": 9.7,
+}
+"""Of a dialogue that goes as its solution does, one call a step, in the mean: a request for every call, and one more in
+every turn for the answer that ends it. A test holds them against the package."""
+DIALOGUE_PROMPT_CHARS = 22_000
+"""Of a dialogue's first prompt, in the mean: the tools' JSON."""
 ITEMS: Mapping[str, int] = {**NON_LIVE_ITEMS, **LIVE_ITEMS}
 """The single-turn ones in BFCL's order; a test holds the numbers against the package."""
 CATEGORIES = tuple(ITEMS)

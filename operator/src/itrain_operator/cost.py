@@ -20,6 +20,8 @@ RUBRIC_TOKENS = 130
 """Of a judge's prompt, what all trees share: always known after the first."""
 QUESTION_TOKENS = 20
 """Of a judge's prompt, the words around truth and answer."""
+DIALOGUE_TOKENS = bfcl.DIALOGUE_PROMPT_CHARS / 3.5
+"""Of a multi-turn dialogue's first prompt; tools in JSON have 3 to 4 characters a token."""
 AS_LONG_AS_DATA = EvaluationRates(prompt_ratio=1.0, answer_ratio=1.0)
 """Where no evaluation was measured."""
 
@@ -210,18 +212,33 @@ def train_work(stage: TrainStage, pairs: float, facts: Facts) -> Work:
 
 
 def evaluate_work(stage: EvaluateStage, facts: Facts, *, points: int) -> Work:
-    """Every question that is known of is asked once of every point, greedily."""
+    """Every question that is known of is asked once of every point, greedily.
+
+    A dialogue asks as often as its solution takes, its tools are computed once and known in all its later requests;
+    what it grows by is left out.
+    """
     data, rates = facts.data, facts.evaluation
-    asked = float(points * sum(count or 0 for count in questions(stage, facts).values()))
+    held = dialogues(stage)
+    asked = sum(count or 0 for count in questions(stage, facts).values())
+    single, turns = asked - sum(held.values()), sum(bfcl.DIALOGUE_REQUESTS[name] * held[name] for name in held)
     prompt, answer = data.prompt.mean * rates.prompt_ratio, data.answer.mean * rates.answer_ratio
     known = prompt * (facts.search.common_share if facts.cross_tree else 0.0)
     return Work(
-        rows=asked,
-        requests=asked,
-        computed=asked * (prompt - known),
-        cached=asked * known,
-        decoded=asked * min(answer, stage.max_new_tokens),
+        rows=points * float(asked),
+        requests=points * (single + turns),
+        computed=points * (single * (prompt - known) + sum(held.values()) * DIALOGUE_TOKENS),
+        cached=points * (single * known + (turns - sum(held.values())) * DIALOGUE_TOKENS),
+        decoded=points * (single + turns) * min(answer, stage.max_new_tokens),
     )
+
+
+def dialogues(stage: EvaluateStage) -> dict[str, int]:
+    """Multi-turn dialogues by category: they count among `questions`, and each is many requests."""
+    if "bfcl" not in stage.benchmarks:
+        return {}
+    wanted = [category for category in bfcl.opened(stage.categories) if category in bfcl.MULTI_TURN]
+    counts = {category: bfcl.MULTI_TURN_ITEMS[category] for category in wanted}
+    return {category: min(count, stage.limit or count) for category, count in counts.items()}
 
 
 def questions(stage: EvaluateStage, facts: Facts) -> dict[str, int | None]:

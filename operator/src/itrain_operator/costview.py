@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from itrain_contract import bfcl
 from itrain_contract.measurements import EngineProfile
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef
-from itrain_operator.cost import AS_LONG_AS_DATA, Facts, Work, questions, run_work, selected
+from itrain_operator.cost import AS_LONG_AS_DATA, DIALOGUE_TOKENS, Facts, Work, dialogues, questions, run_work, selected
 from itrain_operator.costtime import DEVICES_TOGETHER, StageTime, stage_time
 from itrain_operator.localmachine import Machine
 from itrain_operator.localview import duration
@@ -137,6 +138,12 @@ def assumptions(found: Forecast) -> list[str]:
         texts.append("the machine's rates, until they are measured: itrain profile --out FILE, then --profile FILE")
     if found.facts.evaluation == AS_LONG_AS_DATA:
         texts.append("benchmark questions and answers are as long as the training data's")
+    if held := dialogues(stages.evaluate):
+        asked = sum(bfcl.DIALOGUE_REQUESTS[name] * count for name, count in held.items()) / sum(held.values())
+        texts.append(
+            f"each of {sum(held.values()):,} dialogues takes {asked:.1f} requests, as its solution does, each over "
+            f"{DIALOGUE_TOKENS:,.0f} prompt tokens, which stay known"
+        )
     unknown = [name for name, count in questions(stages.evaluate, found.facts).items() if count is None]
     if unknown:
         texts.append(

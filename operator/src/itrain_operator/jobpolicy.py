@@ -9,6 +9,11 @@ it, it fails the Job. The alternative, to ignore it and let the Job make a new p
 attempt, no count, no back-off, and a run that is preempted for ever without a word. As a rule of the policy, rather
 than by the back-off limit, since the Job's condition then names the rule: an evicted pod is deleted, and its own
 conditions with it. For the same reason every exit code fails the Job by a rule: the condition's message carries it.
+
+But 143 has no rule. A queue that takes its quota back suspends the Job, whose pods then save and end with 143, and the
+Job controller holds its rules against every pod that is there, counted or not: a rule would fail a suspended Job
+whenever a pod takes a second to vanish. Without one such a pod is not counted. Where no one suspended the Job, 143
+fails it by the back-off limit of 0, and `kubeobserve` knows what that means: no other exit code comes there.
 """
 
 from __future__ import annotations
@@ -41,7 +46,9 @@ def build_job_shape(action: EnsureJob, *, retries: int, nodes: int) -> Object:
         "parallelism": nodes,
         "backoffLimit": 0,
         "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {"rules": [{"action": "FailJob", **DISRUPTED}, _on_exit("FailJob", "NotIn", 0)]},
+        "podFailurePolicy": {
+            "rules": [{"action": "FailJob", **DISRUPTED}, _on_exit("FailJob", "NotIn", 0, ExitCode.INTERRUPTED)]
+        },
     }
 
 

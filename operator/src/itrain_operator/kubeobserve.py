@@ -23,6 +23,7 @@ from itrain_contract.names import (
     LABEL_RUN,
     LABEL_RUN_UID,
     LABEL_STAGE,
+    ExitCode,
 )
 from itrain_contract.stageio import TerminationSummary
 from itrain_contract.stages import StageKind, StageRef
@@ -32,6 +33,7 @@ from itrain_operator.observed import JobState, JobView, QueueView
 SHARDED = (StageKind.SCORE, StageKind.ROLLOUT)
 DISRUPTION = "DisruptionTarget"
 COMPLETE, FAILED = "Complete", "Failed"
+BACKOFF_LIMIT = "BackoffLimitExceeded"
 EXIT_CODE = re.compile(r"\bexit code (\d+)\b")
 
 
@@ -182,7 +184,9 @@ def job_view(
         failed_indexes=indexes(record.failed_indexes) if shards is not None else frozenset(),
         started=details.started or record.started,
         finished=details.finished or record.finished if state.ended else None,
-        exit_code=details.exit_code if details.exit_code is not None or not failed else _told_exit_code(record),
+        exit_code=details.exit_code
+        if details.exit_code is not None or not failed
+        else _told_exit_code(record, details),
         disrupted=failed and (details.disrupted or DISRUPTION in record.message),
         reason=details.reason or (record.reason if failed else ""),
         message=details.message or (record.message if failed else ""),
@@ -224,8 +228,14 @@ def _is_outcome(condition: Raw) -> bool:
     return condition.get("type") in (COMPLETE, FAILED) and condition.get("status") == "True"
 
 
-def _told_exit_code(record: JobRecord) -> int | None:
-    """The exit code in a Job's own message (PodFailurePolicy names it): the pod may be gone."""
+def _told_exit_code(record: JobRecord, details: JobDetails) -> int | None:
+    """The exit code in a Job's own message (PodFailurePolicy names it): the pod may be gone.
+
+    Where no pod said why, the back-off limit alone fails only a Job whose pod was asked to stop: `jobpolicy` has a rule
+    for every other exit code.
+    """
+    if record.reason == BACKOFF_LIMIT and not details.reason:
+        return ExitCode.INTERRUPTED
     found = EXIT_CODE.search(record.message)
     return int(found.group(1)) if found else None
 

@@ -52,7 +52,8 @@ def all_done(ref: StageRef, attempt: int, index: int) -> PodRun:
 
 
 class SimulatedNode:
-    """Runs in a thread of its own between `start` and `stop`. `script` may be exchanged at any time."""
+    """Runs in a thread of its own between `start` and `stop`. `script` may be exchanged at any time; so may
+    `lingering_s`, how long a deleted pod that has ended is still there, as under a kubelet with much to do."""
 
     def __init__(
         self,
@@ -70,12 +71,14 @@ class SimulatedNode:
         self.name = name
         self._labels, self._taints, self._capacity = labels, taints, capacity
         self.script = script
+        self.lingering_s = 0.0
         self._port = free_port()
         self._pair = Authority(folder).server(name, ["127.0.0.1"])
         self._logs: dict[str, str] = {}
         self.log_requests = 0
         self._stop = threading.Event()
         self._started: dict[str, tuple[float, PodRun]] = {}
+        self._ended: dict[str, float] = {}
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), name=name, daemon=True)
 
     def start(self) -> None:
@@ -135,7 +138,8 @@ class SimulatedNode:
         if "deletionTimestamp" in pod["metadata"]:
             if not ended:
                 await self._patch(cluster, pod, build_ended(pod, PodRun(exit_code=143, message="terminated")))
-            await self._remove(api, pod)
+            if now - self._ended.setdefault(uid, now) >= self.lingering_s:
+                await self._remove(api, pod)
         elif ended:
             return
         elif uid not in self._started:

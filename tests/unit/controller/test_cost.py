@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from itrain_contract.bfcl import ITEMS
+from itrain_contract.bfcl import DIALOGUE_PROMPT_CHARS, DIALOGUE_REQUESTS, ITEMS, MULTI_TURN_ITEMS
 from itrain_contract.measurements import (
     DataStatistics,
     DecodeRate,
@@ -29,8 +29,10 @@ from itrain_contract.stagespec import (
     WarmupStage,
 )
 from itrain_operator.cost import (
+    DIALOGUE_TOKENS,
     Facts,
     Work,
+    dialogues,
     evaluate_work,
     questions,
     rollout_work,
@@ -173,6 +175,32 @@ def test_questions_are_the_dev_set_and_the_first_of_each_category() -> None:
     assert questions(stage, FACTS) == {"dev": 50, "bfcl": 20 + 16}
     assert questions(EvaluateStage(benchmarks=["bfcl"]), FACTS) == {"bfcl": sum(ITEMS.values())}
     assert evaluate_work(stage, FACTS, points=2).requests == 2 * 86
+
+
+def test_a_dialogue_is_many_requests_over_a_prompt_that_is_computed_once() -> None:
+    """Two dialogues, 9.4 requests each, beside the dev set's 50 questions."""
+    without = evaluate_work(EvaluateStage(benchmarks=["dev"]), FACTS, points=2)
+    stage = EvaluateStage(categories=["multi_turn_base"], limit=2)
+    assert questions(stage, FACTS) == {"dev": 50, "bfcl": 2}
+    work = evaluate_work(stage, FACTS, points=2)
+    assert work.rows == 2 * 52
+    assert work.requests - without.requests == pytest.approx(2 * 18.8)
+    assert work.computed - without.computed == pytest.approx(2 * 2 * DIALOGUE_TOKENS)
+    assert work.cached - without.cached == pytest.approx(2 * 16.8 * DIALOGUE_TOKENS)
+    assert dialogues(EvaluateStage(benchmarks=["dev"], categories=["multi_turn"])) == {}
+    assert sum(dialogues(EvaluateStage(categories=["multi_turn"])).values()) == 800
+
+
+def test_the_requests_of_a_dialogue_are_those_of_the_packages_solutions() -> None:
+    from itrain_pipeline.evals.bfcl import official
+
+    package, tools = official(), []
+    for category, requests in DIALOGUE_REQUESTS.items():
+        turns = sum(len(entry["question"]) for entry in package.load_entries(category))
+        calls = sum(len(turn) for answer in package.load_answers(category) for turn in answer["ground_truth"])
+        assert (turns + calls) / MULTI_TURN_ITEMS[category] == pytest.approx(requests, abs=0.1), category
+        tools += [len(json.dumps(entry["function"])) for entry in package.load_entries(category)]
+    assert sum(tools) / len(tools) == pytest.approx(DIALOGUE_PROMPT_CHARS, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,17 @@ def test_a_job_that_failed_by_a_disruption_is_disrupted() -> None:
     assert (seen.disrupted, seen.exit_code) == (True, None)
 
 
+@pytest.mark.parametrize(
+    ("details", "code"),
+    [(JobDetails(), ExitCode.INTERRUPTED), (JobDetails(reason="UnexpectedAdmissionError"), None)],
+)
+def test_a_job_that_no_rule_failed_was_asked_to_stop_unless_its_pod_says_else(
+    details: JobDetails, code: int | None
+) -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "Job has reached…"}
+    assert view(job("train", {"failed": 1, "conditions": [failed]}), details).exit_code == code
+
+
 def test_what_the_pods_said_goes_before_what_the_job_says() -> None:
     failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "Job has reached…"}
     details = JobDetails(exit_code=137, reason="OOMKilled", message="exit code 137", log_tail="last line")

@@ -129,6 +129,8 @@ def test_a_whole_run_is_told_stage_by_stage(tmp_path: Path) -> None:
     assert found.evaluation is not None
     assert (found.evaluation.prompt_ratio, found.evaluation.answer_ratio) == (1.0, 0.5)
     assert found.questions == {"dev": 7, "ace": 3}
+    talked = stage_result(StageKind.EVALUATE, 2, counters=asked, metrics={"bfcl/multi_turn_base/n": 2.0})
+    assert run_statistics([*results, talked], fetch, run="r").evaluation is None
     assert found.seconds["i1/rollout"] == 9.0
     assert found.counters["i1/rollout"] == {"trees": 2.0}
 

@@ -15,6 +15,9 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.collect import Fetch, summed
 from itrain_pipeline.records import Example, PreferencePair, read_jsonl
 
+DIALOGUES = "bfcl/multi_turn_"
+"""How the metrics of multi-turn categories begin."""
+
 Row = Mapping[str, Any]
 AT_RISK = 8
 """Trees from which a share of their own is taken."""
@@ -149,7 +152,12 @@ def _asked_once(tree: Row, actions: int) -> float:
 
 
 def _evaluation(results: Iterable[StageResult], data: DataStatistics) -> EvaluationRates | None:
-    counted = summed(r for r in results if r.kind == StageKind.EVALUATE)
+    """None also where dialogues were among the questions: their prompts are many times as long, and a plan counts them
+    by themselves."""
+    evaluations = [r for r in results if r.kind == StageKind.EVALUATE]
+    if any(name.startswith(DIALOGUES) for r in evaluations for name in r.metrics):
+        return None
+    counted = summed(evaluations)
     asked = counted.get("requests", 0.0)
     if not asked or not counted["decoded"]:
         return None

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from itrain_bench.evaluate.correct import Figures
-from itrain_bench.evaluate.speed import ANSWER_TOKENS, CATEGORY, DIALOGUES, MODEL_LEN, Say, Size
+from itrain_bench.evaluate.speed import ANSWER_TOKENS, CATEGORY, DIALOGUES, Say, Size
 from itrain_pipeline.engine.vllm_versions import ENVIRONMENT, is_installed
 from itrain_pipeline.evals.asking import Failure, ask_all
 from itrain_pipeline.evaluating.benchmarks import open_benchmarks
@@ -38,6 +39,8 @@ from itrain_testing.officialbfcl import UNUSED, empty_module
 from itrain_testing.stageports import Silent
 
 MODEL = "toolworld"
+POSITIONS = 65_536
+"""Of the served model: the official prompt of a dialogue is three times as long as ours, beyond the shipped model's."""
 START_S = 300
 NO_ANSWER = ("not_asked", "context_overflow")
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -74,12 +77,14 @@ def official_figures(folder: Path, size: Size, say: Say) -> Figures:
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """vLLM serving the shipped model, answers cut at `ANSWER_TOKENS` for who names no length; its URL."""
+    """vLLM serving the shipped model, its positions continued, answers cut at `ANSWER_TOKENS` for who names no length;
+    its URL."""
     folder.mkdir(parents=True, exist_ok=True)
+    model = _with_positions(model_path(), folder / "model")
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--max-model-len", str(MODEL_LEN), "--enforce-eager"]
+    command += ["--max-model-len", str(POSITIONS), "--enforce-eager"]
     command += ["--override-generation-config", json.dumps({"max_new_tokens": ANSWER_TOKENS})]
     environ = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CONFIGURE_LOGGING": "1", "VLLM_SERVER_DEV_MODE": "1"}
@@ -95,6 +100,15 @@ def server(folder: Path) -> Iterator[str]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _with_positions(model: Path, folder: Path) -> Path:
+    """A copy that takes prompts as long as `POSITIONS`. Rotary positions go on without end; what it says there is not
+    asked."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": POSITIONS}))
+    return folder
 
 
 def forget(url: str) -> None:
