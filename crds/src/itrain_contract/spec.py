@@ -14,6 +14,7 @@ from itrain_contract.tracking import Tracking
 DataFormat = Literal["toolace", "xlam", "bfcl", "messages"]
 CallFormat = Literal["pythonic", "hermes", "llama"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+KeepCheckpoints = Literal["best", "all"]
 MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9_]+(/[a-z0-9_]+)*$")]
 
 
@@ -197,8 +198,9 @@ class ITrainRunSpec(SpecModel):
     """Time after the end of the run at which its Jobs go, with their logs; never the run or an artifact."""
     history_limit: Annotated[int, Field(ge=1, le=100)] = 10
     """Newest iterations of which the status keeps figures; storage has them all."""
-    keep_checkpoints: Literal["best", "all"] = "best"
-    """Without effect so far: every adapter and the newest checkpoint of each training stay until `itrain purge`."""
+    keep_checkpoints: KeepCheckpoints = "best"
+    """`best`: a training that is done keeps its adapter, and its checkpoint, with the optimizer's state, is deleted.
+    `all`: both stay. The adapters of all iterations stay in either case, until `itrain purge`."""
 
     RULES = (
         Rule(

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from itrain_contract.base import SpecModel
 from itrain_contract.layout import ADAPTER_DIR, RunLayout, parse_indexes, shard_prefix
 from itrain_contract.names import TERMINATION_MESSAGE_LIMIT_BYTES
-from itrain_contract.spec import ITrainRunSpec
+from itrain_contract.spec import ITrainRunSpec, KeepCheckpoints
 from itrain_contract.stages import StageKind, StageRef, stage_spec
 from itrain_contract.stagespec import Stage
 from itrain_contract.tracking import Tracking
@@ -99,6 +99,8 @@ class StageInput(SpecModel):
     """Export only: the iteration whose adapter is published, 0 for the warm-up's."""
     tracking: Tracking | None = None
     """No part of the digest: where figures are sent changes no result."""
+    keep_checkpoints: KeepCheckpoints = "all"
+    """No part of the digest either. An input of before this field keeps them."""
     output_prefix: str
     work_prefix: str
     digest: Sha256
@@ -264,6 +266,7 @@ def build_stage_input(
         upstream=upstream,
         best_iteration=best_iteration,
         tracking=spec.tracking if ref.kind in TRACKED else None,
+        keep_checkpoints=spec.keep_checkpoints,
         output_prefix=run.layout.attempt(ref, attempt),
         work_prefix=run.layout.work(ref, digest),
         digest=digest,

@@ -39,7 +39,7 @@ from itrain_contract.stages import StageKind
 from itrain_pipeline.errors import ConfigError, PermanentError, StageError
 from itrain_pipeline.lease import FollowedLease, Lease
 from itrain_pipeline.nodes import nodes_of
-from itrain_pipeline.ports import Nodes, Ports, StageOutput, StopSignal, Store
+from itrain_pipeline.ports import Nodes, Ports, StageOutput, StopSignal, Store, WorkArea
 from itrain_pipeline.progress import FileProgress
 from itrain_pipeline.secretfiles import source_opener
 from itrain_pipeline.store import open_store
@@ -48,6 +48,7 @@ from itrain_pipeline.workarea import StoreWorkArea, check_name
 
 log = logging.getLogger(__name__)
 
+TRAININGS = (StageKind.WARMUP, StageKind.TRAIN)
 StageFunction = Callable[[StageInput, Ports], StageOutput]
 StoreOpener = Callable[[str, Mapping[str, str]], Store]
 
@@ -191,8 +192,19 @@ def _complete(stage_input: StageInput, process: Process, started: float) -> Stag
     # First where later attempts look, then where the consumers look: a death in between costs nothing.
     store.put_bytes(data, work + RESULT_FILE)
     store.put_bytes(data, output + RESULT_FILE)
+    if stage_input.keep_checkpoints == "best" and stage_input.kind in TRAININGS:
+        _clear(ports.work)
     log.info("%s: %d outputs in %.1f s", stage_input.ref, len(outputs), result.seconds)
     return result
+
+
+def _clear(work: WorkArea) -> None:
+    """Delete what a training saved to go on with: it is done. What cannot be deleted costs room and nothing else."""
+    try:
+        for name in work.names():
+            work.delete(name)
+    except (StageError, OSError) as error:
+        log.warning("checkpoints of a finished training stay in the storage: %s", error)
 
 
 def _tracked(result: StageResult, stage_input: StageInput, store: Store, environ: Mapping[str, str]) -> StageResult:

@@ -124,6 +124,47 @@ def test_the_checkpoint_of_an_attempt_that_died_is_there_for_the_next(world: Wor
     assert seen == [(both, ["checkpoint/done"], "checkpoint/weights"), ["checkpoint/weights"]]
 
 
+@pytest.mark.parametrize(
+    ("kind", "keep", "there"),
+    [
+        (StageKind.TRAIN, "best", False),
+        (StageKind.WARMUP, "best", False),
+        (StageKind.TRAIN, "all", True),
+        (StageKind.EVALUATE, "best", True),
+    ],
+)
+def test_a_training_that_is_done_deletes_its_checkpoint_unless_all_are_kept(
+    world: World, kind: StageKind, keep: str, there: bool
+) -> None:
+    stage_input = world.stage_input(kind).model_copy(update={"keep_checkpoints": keep})
+    assert world.run(stage_input) == 0
+    assert believed(world, stage_input)
+    names = [
+        uri.removeprefix(stage_input.work_prefix) for uri in open_store(world.storage).list(stage_input.work_prefix)
+    ]
+    assert ("checkpoint/weights" in names) == there
+    assert {"lease.json", "result.json"} <= set(names)
+    again = stage_input.model_copy(
+        update={"attempt": 2, "output_prefix": stage_input.output_prefix.replace("a1", "a2")}
+    )
+    assert world.run(again) == 0
+    assert world.started == 1
+
+
+class NothingGoes(DyingStore):
+    """A store whose owner may write and not delete."""
+
+    def delete(self, uri: str) -> None:
+        raise ConfigError("S3 answered AccessDenied")
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_a_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    stage_input = world.stage_input().model_copy(update={"keep_checkpoints": "best"})
+    assert world.run(stage_input, wrap=NothingGoes) == 0
+    assert believed(world, stage_input)
+    assert "checkpoints of a finished training stay in the storage: S3 answered AccessDenied" in caplog.text
+
+
 def test_another_digest_shares_neither_results_nor_work(world: World) -> None:
     world.run(world.stage_input())
     other = world.stage_input(digest="e" * 64)

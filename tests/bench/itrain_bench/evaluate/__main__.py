@@ -22,7 +22,7 @@ from itrain_pipeline.engine.vllm_versions import is_installed
 OUT = Path(__file__).parents[4] / "build/bench/evaluate.json"
 PARTS = ("correct", "speed", "official")
 QUICK = Size(items=12, dialogues=1, dialogue_arms=("", "_uncached"))
-FULL = Size(items=64, dialogues=4)
+FULL = Size(items=64, dialogues=4, official_dialogues=4)
 AT_LEAST = {
     "gold_ast_valid": 2494,
     "gold_multiturn_valid": 800,

@@ -57,7 +57,7 @@ def official_figures(folder: Path, size: Size, say: Say) -> Figures:
     figures: Figures = {}
     with server(folder) as url:
         ask_ours(folder / "warm", url, CATEGORY, 2, 1)
-        for category, items, before in ((CATEGORY, size.items, ""), (DIALOGUES, size.dialogues, "dialogue_")):
+        for category, items, before in ((CATEGORY, size.items, ""), (DIALOGUES, size.official_dialogues, "dialogue_")):
             for end, threads in THREADS.items():
                 for who, ask in (("official", ask_official), ("endpoint", ask_ours)) if items else ():
                     forget(url)

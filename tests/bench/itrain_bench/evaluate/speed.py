@@ -44,6 +44,8 @@ class Size:
     dialogues: int
     """Those of `multi_turn_base` with the shortest list of tools; 0 leaves them out."""
     dialogue_arms: tuple[str, ...] = tuple(ARMS)
+    official_dialogues: int = 0
+    """Asked by the official runner and by ours; its prompts are three times as long."""
 
 
 def speed_figures(kind: str, size: Size, *, threads: int, say: Say) -> Figures:
