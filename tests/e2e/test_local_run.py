@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from itrain_testing.mlflowserver import PASSWORD, USER, MLflowServer, running_mlflow
 
 pytestmark = pytest.mark.e2e
 
@@ -38,6 +42,9 @@ class LocalRun:
     """One run of the tiny example in its own folder."""
 
     path: Path
+    fields: tuple[str, ...] = ()
+    """Of the spec, as `--set` takes them."""
+    environ: dict[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -46,8 +53,10 @@ class LocalRun:
     def start(self) -> subprocess.Popen[str]:
         code = "from itrain_operator.cli import main; main()"
         options = ["--set", f"storage.uri={self.path / 'artifacts'}", "--summary", str(self.path / "summary.json")]
+        options += [part for text in self.fields for part in ("--set", text)]
         return subprocess.Popen(
             [sys.executable, "-c", code, "run", str(TINY), "--local", "--dir", str(self.state), *options],
+            env={**os.environ, **self.environ},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -97,8 +106,20 @@ class LocalRun:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> LocalRun:
-    run = LocalRun(path=tmp_path_factory.mktemp("undisturbed"))
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    with running_mlflow(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, mlflow: MLflowServer) -> LocalRun:
+    """With every tracker; the runs that are killed have none, and must make the same."""
+    trackers = ["tensorboard=true", f"mlflow.uri={mlflow.uri}", "wandb.project=tools", "wandb.mode=offline"]
+    run = LocalRun(
+        path=tmp_path_factory.mktemp("undisturbed"),
+        fields=tuple(f"tracking.{text}" for text in trackers),
+        environ={"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD},
+    )
     process = run.start()
     said, told = process.communicate()
     assert process.returncode == 0, told[-4000:]
@@ -126,6 +147,25 @@ def test_every_output_of_every_stage_has_the_bytes_that_its_result_promises(undi
         for ref in json.loads(path.read_text())["outputs"].values():
             data = Path(ref["uri"].removeprefix("file://")).read_bytes()
             assert hashlib.sha256(data).hexdigest() == ref["sha256"], ref["uri"]
+
+
+def test_every_tracker_has_the_figures_of_the_whole_run(undisturbed: LocalRun, mlflow: MLflowServer) -> None:
+    (export,) = (undisturbed.path / "artifacts").rglob("i0/export/a1/metrics.jsonl")
+    rows = [json.loads(line) for line in export.read_text().splitlines()]
+    losses = [row["train/loss"] for row in rows if "train/loss" in row and "step" in row]
+    assert losses
+    (folder,) = (undisturbed.path / "artifacts").rglob("tensorboard")
+    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    board.Reload()
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx(losses)
+    assert [event.step for event in board.Scalars("dev/call_accuracy")] == [0, 1]
+    experiment = mlflow.store.get_experiment_by_name("itrain")
+    (held,) = mlflow.store.search_runs([experiment.experiment_id], "", 1, 100)
+    assert (held.info.run_name, held.info.status) == ("tiny", "FINISHED")
+    history = mlflow.store.get_metric_history(held.info.run_id, "train/loss")
+    assert [metric.value for metric in history] == pytest.approx(losses)
+    assert any((undisturbed.path / "artifacts").rglob("wandb/**/*.wandb"))
+    assert "Tracking</dt><dd>tensorboard, mlflow</dd>" in (undisturbed.state / "report.html").read_text()
 
 
 @pytest.mark.timeout(3600)
