@@ -15,12 +15,6 @@ from itrain_operator.cli_local import pipeline_python
 from itrain_operator.cli_options import Output, OutputOption
 
 
-class Engine(StrEnum):
-    AUTO = "auto"
-    TRANSFORMERS = "transformers"
-    VLLM = "vllm"
-
-
 class Precision(StrEnum):
     AUTO = "auto"
     FP16 = "fp16"
@@ -56,7 +50,9 @@ def evaluate(
     adapter: Annotated[
         Path | None, typer.Option("--adapter", metavar="DIR", help="a PEFT LoRA folder over MODEL")
     ] = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="what answers for MODEL")] = Engine.AUTO,
+    engine: Annotated[
+        str, typer.Option("--engine", help="what answers for MODEL: auto, transformers, vllm or package.module:factory")
+    ] = "auto",
     precision: Annotated[Precision, typer.Option("--precision", help="what MODEL computes in")] = Precision.AUTO,
     endpoint: Annotated[
         str | None,
@@ -119,7 +115,7 @@ def evaluate(
     for name, value in {
         "--out": out,
         "--adapter": adapter,
-        "--engine": engine.value,
+        "--engine": engine,
         "--precision": precision.value,
         "--endpoint": endpoint,
         "--model": model,

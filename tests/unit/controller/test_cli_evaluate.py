@@ -67,7 +67,7 @@ def test_defaults_are_the_pipelines(tmp_path: Path) -> None:
 
 
 def test_wrong_usage_starts_nothing(tmp_path: Path) -> None:
-    done, told = run(tmp_path, "m", "--engine", "other")
+    done, told = run(tmp_path, "m", "--precision", "other")
     assert (done.returncode, told) == (2, [])
     done, told = run(tmp_path, "--help")
     assert (done.returncode, told) == (0, [])

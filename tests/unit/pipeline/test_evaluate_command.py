@@ -336,6 +336,14 @@ def test_a_model_folder_and_its_adapter_answer_on_our_engine(
     assert main([*command, "--out", str(out)]) == ExitCode.DONE
 
 
+def test_an_engine_that_is_none_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["m", "--engine", "other", "--out", str(tmp_path / "out")]) == ExitCode.CONFIG
+    assert "--engine: got 'other', allowed are auto, transformers, vllm and package" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def prediction(correct: bool) -> Prediction:
     return Prediction(benchmark="dev", category="call", id="1", point="m", output="", correct=correct)
 

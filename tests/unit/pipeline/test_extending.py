@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from itrain_contract.names import ExitCode
 from itrain_contract.stageio import spec_slice
 from itrain_contract.stages import StageKind, StageRef, stage_sequence, upstream
 from itrain_contract.stagespec import EvaluateStage, RolloutStage, Stages
@@ -24,8 +25,9 @@ from itrain_operator.sequence import order_key
 from itrain_operator.settings import OperatorSettings
 from itrain_pipeline.engine import open_engine
 from itrain_pipeline.errors import ConfigError, PermanentError
+from itrain_pipeline.evaluating.__main__ import main
 from itrain_pipeline.ports import Engine, SamplingParams
-from itrain_pipeline.records import PreferencePair, read_jsonl
+from itrain_pipeline.records import Prediction, PreferencePair, read_jsonl
 from itrain_pipeline.stages import rollout
 from itrain_pipeline.stopsignal import StopFlag
 from itrain_testing.builders import make_spec
@@ -107,6 +109,19 @@ def test_a_rollout_runs_on_the_plain_engine(package: str, tmp_path: Path) -> Non
     assert (output.counters["trees"], output.counters["failed_trees"]) == (2, 0)
     assert output.counters["decoded"] > 0
     assert len(list(read_jsonl(output.outputs["pairs.jsonl"], PreferencePair))) == output.counters["pairs"]
+
+
+def test_an_evaluation_runs_on_the_plain_engine(package: str, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", context=16_384)
+    command = [str(model), "--categories", "simple_python", "--limit", "2", "--max-new-tokens", "4", "--plain"]
+    answers = []
+    for engine in (f"{package}:open_engine", "transformers"):
+        out = tmp_path / engine.partition(":")[0]
+        assert main([*command, "--precision", "fp32", "--engine", engine, "--out", str(out)]) == ExitCode.DONE
+        (file,) = out.rglob("predictions.jsonl")
+        answers.append([(p.id, p.output) for p in read_jsonl(file, Prediction)])
+    assert len(answers[0]) == 2
+    assert answers[0] == answers[1]
 
 
 def test_the_conformance_suite_takes_an_engine_by_its_name(package: str) -> None:

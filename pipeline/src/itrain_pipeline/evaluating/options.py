@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
+from itrain_contract.stagespec import ENGINE_PATTERN
 from itrain_pipeline.errors import ConfigError
+
+ENGINES = "auto, transformers, vllm and package.module:factory"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model_dir", nargs="?", metavar="MODEL", help="folder, builtin://toolworld, hf:// or s3://")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT LoRA folder over MODEL")
-    parser.add_argument("--engine", default="auto", choices=("auto", "transformers", "vllm"))
+    parser.add_argument("--engine", default="auto", help="auto, transformers, vllm or package.module:factory")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp16", "bf16", "fp32"))
     parser.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible API, as in http://127.0.0.1:8000/v1")
     parser.add_argument("--model", metavar="NAME", help="the endpoint's name of the model")
@@ -45,6 +49,8 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise ConfigError("give a model folder, or --endpoint URL --model NAME; one of them")
     if arguments.endpoint and not arguments.model:
         raise ConfigError("--endpoint needs --model NAME: the name under which it serves the model")
+    if not re.match(ENGINE_PATTERN, arguments.engine):
+        raise ConfigError(f"--engine: got {arguments.engine!r}, allowed are {ENGINES}")
     ours = {"--adapter": arguments.adapter}
     theirs = {"--model": arguments.model, "--api-key-env": arguments.api_key_env, "--native": arguments.native}
     for name, value in (ours if arguments.endpoint else theirs).items():
