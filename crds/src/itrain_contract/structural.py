@@ -56,12 +56,18 @@ def structural_schema(model: type[SpecModel]) -> Schema:
 def _field_schema(model: type[SpecModel], name: str, field: FieldInfo) -> Schema:
     inner = unwrap_optional(field.annotation)
     schema = structural_schema(inner) if is_model(inner) else _leaf(model, name, inner)
-    if field.description:
-        schema["description"] = _sentence(field.description)
+    if meaning := _meaning(model, name):
+        schema["description"] = _sentence(meaning)
     default = default_of(field)
     if default is not None:
         schema["default"] = default
     return schema
+
+
+def _meaning(model: type[SpecModel], name: str) -> str | None:
+    """Of a field that only has another default than in the class above, the words that stand there."""
+    above = (base.model_fields[name] for base in model.__mro__ if is_model(base) and name in base.model_fields)
+    return next((field.description for field in above if field.description), None)
 
 
 def _leaf(model: type[SpecModel], name: str, annotation: Any) -> Schema:

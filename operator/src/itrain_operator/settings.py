@@ -42,7 +42,9 @@ class LeaseSettings(SpecModel):
     """Leader election: at any time one replica acts, the others stand by."""
 
     enabled: bool = True
+    """With one replica it may be off."""
     name: Name = "itrain-operator"
+    """Of the Lease; two operators with the same one never act at the same time."""
     namespace: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
     """Where the Lease lies; empty means the operator's own namespace."""
     duration_seconds: Annotated[int, Field(ge=3, le=10)] = 10
@@ -89,12 +91,19 @@ class StageImages(SpecModel):
     """Which kind of image a stage runs in."""
 
     prepare: ImageKind = ImageKind.TRAINER
+    """Reads data and model, renders and checks them."""
     warmup: ImageKind = ImageKind.TRAINER
+    """Trains easy to hard."""
     score: ImageKind = ImageKind.TRAINER
+    """Perplexities."""
     rollout: ImageKind = ImageKind.ROLLOUT
+    """Searches."""
     train: ImageKind = ImageKind.TRAINER
+    """Preferences."""
     evaluate: ImageKind = ImageKind.ROLLOUT
+    """Answers and judges."""
     export: ImageKind = ImageKind.TRAINER
+    """Merges, reports."""
 
 
 class ImageTable(SpecModel):
@@ -120,11 +129,17 @@ class PoolPreset(SpecModel):
     applies_to: Literal["gpuPods", "allPods"] = "allPods"
     """Whether nodeSelector, affinity and runtimeClassName hold for pods without a GPU too."""
     node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
+    """Taints that its nodes may have."""
     affinity: Affinity | None = None
+    """Which nodes, where labels alone do not tell."""
     runtime_class_name: Name | None = None
+    """A RuntimeClass of the cluster, as `nvidia`."""
     priority_class_name: Name | None = None
+    """A PriorityClass of the cluster."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = []
+    """Over `extraEnv`."""
     precision_default: Precision = "auto"
     """What `precision: auto` stands for on this pool; `auto`: the pod's device decides."""
 
@@ -188,7 +203,9 @@ class PodSecurity(SpecModel):
     """Who stage processes run as; root is not allowed."""
 
     run_as_user: UserId = 10001
+    """Of the processes."""
     run_as_group: UserId = 10001
+    """Of the processes."""
     fs_group: UserId = 10001
     """Group of mounted volumes."""
 
@@ -213,6 +230,7 @@ class ProgressSettings(SpecModel):
     """How often the operator looks how far the running stages are."""
 
     interval_seconds: Annotated[int, Field(ge=1, le=3600)] = 15
+    """Between two looks at the logs of a running pod."""
     requests_per_second: Annotated[float, Field(gt=0.0, le=1000.0)] = 2.0
     """Of all runs together; and as many writes a second of statuses in which only time has passed."""
 
@@ -235,7 +253,9 @@ class OperatorSettings(SpecModel):
     """Every run is looked at this often, whatever the watches say."""
     lease: LeaseSettings = LeaseSettings()
     metrics_port: Port = 9090
+    """Prometheus reads `/metrics` there."""
     health_port: Port = 8080
+    """The kubelet reads `/healthz` and `/readyz` there."""
     request_timeout_seconds: Annotated[int, Field(ge=1, le=600)] = 30
     """Of one API request."""
     api_qps: Annotated[float, Field(gt=0.0, le=10_000.0)] = 200.0
@@ -247,10 +267,12 @@ class OperatorSettings(SpecModel):
     images: ImageTable = ImageTable()
     pools: Pools = Pools()
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Of the stage pods."""
     command: Annotated[list[Argument], Field(min_length=1, max_length=16)] = ["python", "-m", "itrain_pipeline"]
     """The stage's name is its last argument."""
     pod_security: PodSecurity = PodSecurity()
     cache_mount_path: MountPath = "/var/cache/itrain"
+    """Where pods keep models and inputs that they fetched."""
     shm_size: Quantity = "8Gi"
     """Limit of the memory-backed /dev/shm of pods with GPUs; it counts as the container's memory."""
     default_resources: DefaultResources = DefaultResources()
