@@ -15,18 +15,16 @@ from typing import Any
 
 import pytest
 
-from itrain_testing.chart import NAMESPACE
 from itrain_testing.cluster.access import ROOT, eventually
 from itrain_testing.cluster.node import Node
 from itrain_testing.nodesite import TeamSite, team_site
-from itrain_testing.release import Release, asked, chart_of_version
+from itrain_testing.release import Release, asked, new_release
 from itrain_testing.rights import RIGHTS, Rights
 from itrain_testing.watchrun import WatchedRun
 
 pytestmark = [pytest.mark.recording, pytest.mark.timeout(3600), pytest.mark.usefixtures("chart_tools")]
 WHOLE_RUN_S = 3000.0
 RECORDING = ROOT / "build/quickstart-watch.txt"
-CRD = "crd/itrainruns.itrain.dev"
 UNUSED: Rights = {
     ("batch", "jobs"): {"delete", "get"},
     ("", "configmaps"): {"get", "delete"},
@@ -38,19 +36,9 @@ UNUSED: Rights = {
 
 @pytest.fixture
 def release(node: Node, operator_archive: Path, tmp_path: Path) -> Iterator[Release]:
-    """The release before the current one, in a cluster new to iTrain; afterwards the resource is there again."""
     node.containerd.load_image(operator_archive)
-    node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
-    made = Release(node.access, tmp_path)
-    try:
-        said = made.install(chart_of_version("0.0.1", tmp_path))
-        assert "kubectl" in said  # the next command
-        made.wait()
+    with new_release(node.access, tmp_path) as made:
         yield made
-    finally:
-        node.access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=120s")
-        node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
-        node.access.apply_crd()
 
 
 @pytest.fixture

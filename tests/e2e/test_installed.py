@@ -32,14 +32,13 @@ from itrain_testing.planted import (
     watched_command_lines,
 )
 from itrain_testing.podsecurity import violations
-from itrain_testing.release import BUILT_SETTINGS, GPU_IMAGES, Release, asked, chart_of_version
+from itrain_testing.release import BUILT_SETTINGS, CRD, GPU_IMAGES, Release, asked, new_release
 from itrain_testing.rights import RIGHTS, Rights
 from itrain_testing.s3server import BUCKET, SECRET_KEY
 from itrain_testing.watchrun import WatchedRun
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600), pytest.mark.usefixtures("chart_tools")]
 WHOLE_RUN_S = 1500.0
-CRD = "crd/itrainruns.itrain.dev"
 PLANTED = (SECRET_KEY,)
 STORAGE = {"uri": f"s3://{BUCKET}/runs", "secretRef": {"name": SECRET}}
 ENDED = ("Succeeded", "Failed")
@@ -83,21 +82,10 @@ def release(
     pipeline_archive: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Release]:
-    """The release before the current one, in a cluster new to iTrain; afterwards the resource is there again."""
-    folder = tmp_path_factory.mktemp("release")
     node.containerd.load_image(operator_archive)
     node.containerd.load_image(pipeline_archive)
-    node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
-    made = Release(node.access, folder, BUILT_SETTINGS)
-    try:
-        said = made.install(chart_of_version("0.0.1", folder))
-        assert "kubectl apply -f run.yaml" in said  # the next command
-        made.wait()
+    with new_release(node.access, tmp_path_factory.mktemp("release"), BUILT_SETTINGS) as made:
         yield made
-    finally:
-        node.access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=120s")
-        node.access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
-        node.access.apply_crd()
 
 
 @pytest.fixture(scope="module")

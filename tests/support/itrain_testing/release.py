@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from itrain_testing.cluster.access import Access
 from itrain_testing.rights import Rights
 
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+CRD = "crd/itrainruns.itrain.dev"
 DEPLOYMENT = f"deployment/{RELEASE}"
 GPU_IMAGES = {
     pool: {kind: f"registry.example/itrain/{kind}:0.1.0-{pool}" for kind in ("trainer", "rollout")}
@@ -132,3 +135,19 @@ def asked(events: list[dict[str, Any]], user: str = ACCOUNT) -> tuple[Rights, li
         if event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid":
             refused.append(f"{event['verb']} {event['requestURI']}")
     return dict(rights), refused
+
+
+@contextmanager
+def new_release(access: Access, folder: Path, settings: dict[str, Any] = nodesite.SETTINGS) -> Iterator[Release]:
+    """The release before the current one, in a cluster new to iTrain; afterwards the resource is there again."""
+    access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
+    made = Release(access, folder, settings)
+    try:
+        said = made.install(chart_of_version("0.0.1", folder))
+        assert "kubectl apply -f run.yaml" in said  # the next command
+        made.wait()
+        yield made
+    finally:
+        access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=120s")
+        access.kubectl("delete", CRD, "--ignore-not-found", "--wait")
+        access.apply_crd()
