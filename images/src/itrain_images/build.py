@@ -44,7 +44,7 @@ class Order:
     epoch: int
     revision: str
     compress: bool = True
-    """Not for an archive that stays on this machine: compressing takes as long as the rest."""
+    """Not, or hardly, for an archive that stays on this machine."""
     fresh: bool = False
     """Take no layer from an earlier build."""
     offline: bool = True
@@ -169,7 +169,8 @@ def commands(order: Order, engine: Engine) -> list[list[str]]:
         plain = [] if order.compress else ["--uncompressed"]
         save = ["podman", "save", "--format", "oci-archive", *plain, "--output", str(order.archive)]
         return [build, [*save, order.reference]]
-    plain = [] if order.compress else ["--disable-compression"]
+    # Its --disable-compression does nothing for an OCI archive.
+    plain = [] if order.compress else ["--compression-level", "1"]
     return [build, ["buildah", "push", "--quiet", "--format", "oci", *plain, order.reference, target]]
 
 

@@ -61,9 +61,9 @@ def test_buildah_keeps_layers_sets_every_time_and_gets_no_network(wheels: Path) 
     assert push[-2:] == [order(wheels).reference, "oci-archive:/out/trainer-volta.tar:r.example/itrain/trainer:1-volta"]
 
 
-def test_an_archive_for_this_machine_is_not_compressed(wheels: Path) -> None:
+def test_an_archive_for_this_machine_is_hardly_compressed(wheels: Path) -> None:
     plain = replace(order(wheels), compress=False)
-    assert "--disable-compression" in commands(plain, Engine.BUILDAH)[1]
+    assert "--compression-level 1 " in " ".join(commands(plain, Engine.BUILDAH)[1])
     assert "--uncompressed" in commands(plain, Engine.PODMAN)[1]
     assert any(word.endswith(",compression=uncompressed") for word in commands(plain, Engine.DOCKER)[0])
     for engine in Engine:
