@@ -157,7 +157,7 @@ class ExpectedJob:
                     {"action": "FailJob", "onPodConditions": DISRUPTED},
                     {
                         "action": "FailJob",
-                        "onExitCodes": {"containerName": "stage", "operator": "NotIn", "values": [0]},
+                        "onExitCodes": {"containerName": "stage", "operator": "NotIn", "values": [0, 143]},
                     },
                 ]
             },
