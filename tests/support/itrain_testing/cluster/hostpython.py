@@ -34,6 +34,16 @@ def mounts() -> list[dict[str, Any]]:
     ]
 
 
+def missing() -> str:
+    """Why no container can see this machine's Python, in one line; empty where it can."""
+    hidden = [path for path in (sys.base_prefix, sys.prefix, str(ROOT)) if Path(path).resolve().is_relative_to("/tmp")]
+    return (
+        f"{hidden[0]} lies below /tmp, where every pod has a folder of its own: use a checkout elsewhere"
+        if hidden
+        else ""
+    )
+
+
 def layer() -> Layer:
     links = {name: str(Path(f"/{name}").readlink()) for name in MERGED if Path(f"/{name}").is_symlink()}
     accounts = f"root:x:0:0:root:/:/bin/sh\nitrain:x:{USER}:{USER}:itrain:/tmp:/bin/sh\n"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from itrain_testing.cluster import binaries, containerd
+from itrain_testing.cluster import binaries, containerd, hostpython
 from itrain_testing.cluster.access import Access, eventually
 from itrain_testing.cluster.containerd import Containerd
 from itrain_testing.cluster.controlplane import LOOPBACK, ControlPlane
@@ -191,7 +191,7 @@ def missing() -> str:
     """Why there can be no node here, in one line; empty when there can be one. Builds what is not built yet."""
     if os.geteuid() != 0:
         return "a node needs root: it makes cgroups, mounts and network interfaces"
-    reason = containerd.missing() or binaries.missing() or binaries.missing(binaries.NODE)
+    reason = hostpython.missing() or containerd.missing() or binaries.missing() or binaries.missing(binaries.NODE)
     if reason:
         return reason
     try:
