@@ -19,6 +19,7 @@ class StageKind(StrEnum):
     EXPORT = "export"
 
 
+TRAININGS = (StageKind.WARMUP, StageKind.TRAIN)
 LOOP = (StageKind.SCORE, StageKind.ROLLOUT, StageKind.TRAIN, StageKind.EVALUATE)
 
 
@@ -90,5 +91,5 @@ def upstream(ref: StageRef, done: tuple[StageRef, ...]) -> tuple[StageRef, ...]:
 
 def _adapter(done: tuple[StageRef, ...], iteration: int) -> set[StageRef]:
     """The newest adapter made before `iteration`."""
-    made = [r for r in done if r.kind in (StageKind.WARMUP, StageKind.TRAIN) and r.iteration < iteration]
+    made = [r for r in done if r.kind in TRAININGS and r.iteration < iteration]
     return {max(made, key=lambda r: r.iteration)} if made else set()

@@ -7,7 +7,7 @@ order in which trees end, are not in them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from itrain_contract import apibank, bfcl
@@ -218,16 +218,17 @@ def evaluate_work(stage: EvaluateStage, facts: Facts, *, points: int) -> Work:
     what it grows by is left out.
     """
     data, rates = facts.data, facts.evaluation
-    held = dialogues(stage)
+    by_category = dialogues(stage)
+    held, turns = sum(by_category.values()), dialogue_requests(by_category)
     asked = sum(count or 0 for count in questions(stage, facts).values())
-    single, turns = asked - sum(held.values()), sum(bfcl.DIALOGUE_REQUESTS[name] * held[name] for name in held)
+    single = asked - held
     prompt, answer = data.prompt.mean * rates.prompt_ratio, data.answer.mean * rates.answer_ratio
     known = prompt * (facts.search.common_share if facts.cross_tree else 0.0)
     return Work(
         rows=points * float(asked),
         requests=points * (single + turns),
-        computed=points * (single * (prompt - known) + sum(held.values()) * DIALOGUE_TOKENS),
-        cached=points * (single * known + (turns - sum(held.values())) * DIALOGUE_TOKENS),
+        computed=points * (single * (prompt - known) + held * DIALOGUE_TOKENS),
+        cached=points * (single * known + (turns - held) * DIALOGUE_TOKENS),
         decoded=points * (single + turns) * min(answer, stage.max_new_tokens),
     )
 
@@ -237,24 +238,30 @@ def dialogues(stage: EvaluateStage) -> dict[str, int]:
     if "bfcl" not in stage.benchmarks:
         return {}
     wanted = [category for category in bfcl.opened(stage.categories) if category in bfcl.MULTI_TURN]
-    counts = {category: bfcl.MULTI_TURN_ITEMS[category] for category in wanted}
-    return {category: min(count, stage.limit or count) for category, count in counts.items()}
+    return _first(stage, {category: bfcl.MULTI_TURN_ITEMS[category] for category in wanted})
+
+
+def dialogue_requests(by_category: Mapping[str, int]) -> float:
+    return sum(bfcl.DIALOGUE_REQUESTS[category] * count for category, count in by_category.items())
 
 
 def questions(stage: EvaluateStage, facts: Facts) -> dict[str, int | None]:
     """Items by benchmark: of the dev set all, of each category of BFCL and API-Bank the first `limit`, of a plug-in
     what is known of it; None where nothing is."""
-
-    def first(counts: Iterable[int]) -> int:
-        return sum(min(count, stage.limit or count) for count in counts)
-
     found: dict[str, int | None] = {}
     for name in stage.benchmarks:
         match name:
             case "dev":
                 found[name] = facts.data.dev
             case "bfcl":
-                found[name] = first(bfcl.ALL_ITEMS[category] for category in bfcl.opened(stage.categories))
+                counts = {category: bfcl.ALL_ITEMS[category] for category in bfcl.opened(stage.categories)}
+                found[name] = sum(_first(stage, counts).values())
             case "apibank":
-                found[name] = first(apibank.items(stage.api_bank.uri if stage.api_bank else "").values())
+                counts = apibank.items(stage.api_bank.uri if stage.api_bank else "")
+                found[name] = sum(_first(stage, counts).values())
     return found | {plugin.name: facts.questions.get(plugin.name) for plugin in stage.plugins}
+
+
+def _first(stage: EvaluateStage, counts: Mapping[str, int]) -> dict[str, int]:
+    """Of each category its first `limit` items."""
+    return {category: min(count, stage.limit or count) for category, count in counts.items()}

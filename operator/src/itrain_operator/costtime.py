@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from itrain_contract.measurements import DecodeRate, EngineProfile, Rates
 from itrain_contract.spec import ITrainRunSpec
-from itrain_contract.stages import StageKind, StageRef, stage_spec
+from itrain_contract.stages import TRAININGS, StageKind, StageRef, stage_spec
 from itrain_contract.stagespec import ShardedStage, TrainStage
 from itrain_operator.cost import Work
 from itrain_operator.localmachine import Machine, share
@@ -52,7 +52,7 @@ def stage_time(
         seconds = pod * math.ceil(pods / at_a_time)
         used = pod * pods * block.gpus
     else:
-        devices = max(1, block.gpus) * pods if ref.kind in (StageKind.WARMUP, StageKind.TRAIN) else 1
+        devices = max(1, block.gpus) * pods if ref.kind in TRAININGS else 1
         seconds = _start(ref, profile) + _seconds(spec, ref, work, rates, profile, pods=1) / _speed_up(devices)
         used = seconds * block.gpus * pods
     return StageTime(seconds=seconds, gpu_hours=used / 3600, pods=pods, at_a_time=at_a_time)

@@ -8,11 +8,20 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from itrain_contract import bfcl
 from itrain_contract.measurements import EngineProfile
 from itrain_contract.spec import ITrainRunSpec
 from itrain_contract.stages import StageKind, StageRef
-from itrain_operator.cost import AS_LONG_AS_DATA, DIALOGUE_TOKENS, Facts, Work, dialogues, questions, run_work, selected
+from itrain_operator.cost import (
+    AS_LONG_AS_DATA,
+    DIALOGUE_TOKENS,
+    Facts,
+    Work,
+    dialogue_requests,
+    dialogues,
+    questions,
+    run_work,
+    selected,
+)
 from itrain_operator.costtime import DEVICES_TOGETHER, StageTime, stage_time
 from itrain_operator.localmachine import Machine
 from itrain_operator.localview import duration
@@ -139,7 +148,7 @@ def assumptions(found: Forecast) -> list[str]:
     if found.facts.evaluation == AS_LONG_AS_DATA:
         texts.append("benchmark questions and answers are as long as the training data's")
     if held := dialogues(stages.evaluate):
-        asked = sum(bfcl.DIALOGUE_REQUESTS[name] * count for name, count in held.items()) / sum(held.values())
+        asked = dialogue_requests(held) / sum(held.values())
         texts.append(
             f"each of {sum(held.values()):,} dialogues takes {asked:.1f} requests, as its solution does, each over "
             f"{DIALOGUE_TOKENS:,.0f} prompt tokens, which stay known"

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints
 
 from itrain_contract.base import Rule, SpecModel
 from itrain_contract.spec import Precision
-from itrain_contract.stages import StageKind
+from itrain_contract.stages import TRAININGS, StageKind
 from itrain_contract.stagespec import Image
 from itrain_contract.template import (
     Affinity,
@@ -223,7 +223,7 @@ class DefaultResources(SpecModel):
     def stage(self, kind: StageKind) -> Resources:
         if kind in (StageKind.PREPARE, StageKind.EXPORT):
             return self.data
-        return self.training if kind in (StageKind.WARMUP, StageKind.TRAIN) else self.inference
+        return self.training if kind in TRAININGS else self.inference
 
 
 class ProgressSettings(SpecModel):

@@ -35,7 +35,7 @@ from itrain_contract.names import (
     ExitCode,
 )
 from itrain_contract.stageio import ArtifactRef, StageInput, StageResult, TerminationSummary
-from itrain_contract.stages import StageKind
+from itrain_contract.stages import TRAININGS, StageKind
 from itrain_pipeline.errors import ConfigError, PermanentError, StageError
 from itrain_pipeline.lease import FollowedLease, Lease
 from itrain_pipeline.nodes import nodes_of
@@ -48,7 +48,6 @@ from itrain_pipeline.workarea import StoreWorkArea, check_name
 
 log = logging.getLogger(__name__)
 
-TRAININGS = (StageKind.WARMUP, StageKind.TRAIN)
 StageFunction = Callable[[StageInput, Ports], StageOutput]
 StoreOpener = Callable[[str, Mapping[str, str]], Store]
 

@@ -39,9 +39,10 @@ def open_engine(
         "max_model_len": max_model_len,
         "trust_remote_code": trust_remote_code,
     }
-    if ":" in kind:
-        return open_plugin_engine(kind, model_dir, **settings)
-    if choose_engine(kind, installed=is_installed(), serves_gpu=serves_gpu) == "vllm":
+    chosen = choose_engine(kind, installed=is_installed(), serves_gpu=serves_gpu)
+    if ":" in chosen:
+        return open_plugin_engine(chosen, model_dir, **settings)
+    if chosen == "vllm":
         from itrain_pipeline.engine.vllm import open_vllm_engine
 
         return open_vllm_engine(model_dir, **settings)
@@ -50,10 +51,9 @@ def open_engine(
     return open_transformers_engine(model_dir, **settings)
 
 
-def choose_engine(
-    kind: EngineKind | str, *, installed: bool, serves_gpu: Callable[[], bool]
-) -> Literal["transformers", "vllm"]:
-    """What `kind` stands for where vLLM is `installed` and, asked only then, has a GPU that it serves.
+def choose_engine(kind: EngineKind | str, *, installed: bool, serves_gpu: Callable[[], bool]) -> str:
+    """What `kind` stands for where vLLM is `installed` and, asked only then, has a GPU that it serves: transformers,
+    vllm, or the factory that it names.
 
     Raises ConfigError for vLLM where it is not installed.
     """
@@ -61,8 +61,6 @@ def choose_engine(
         raise ConfigError(f"engine: vllm is not installed here: install {SERVED}, or use 'transformers' or 'auto'")
     if kind == "auto":
         return "vllm" if installed and serves_gpu() else "transformers"
-    if kind == "vllm":
-        return "vllm"
-    if kind == "transformers":
-        return "transformers"
+    if kind in ("vllm", "transformers") or ":" in kind:
+        return kind
     raise ConfigError(f"engine {kind!r}: allowed are auto, vllm, transformers and package.module:factory")

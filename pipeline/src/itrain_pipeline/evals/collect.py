@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from itrain_contract.stageio import ArtifactRef, StageResult
-from itrain_contract.stages import StageKind
+from itrain_contract.stages import TRAININGS, StageKind
 from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.report_data import (
     Perplexities,
@@ -149,7 +149,7 @@ def _is_number(value: object) -> bool:
 
 def training_log(result: StageResult, fetch: Fetch) -> list[dict[str, Any]]:
     """Rows of a training's log, before them what a probe found at the start; none for other stages."""
-    if result.kind not in (StageKind.WARMUP, StageKind.TRAIN) or "log.jsonl" not in result.outputs:
+    if result.kind not in TRAININGS or "log.jsonl" not in result.outputs:
         return []
     path = fetch(result.outputs["log.jsonl"])
     try:

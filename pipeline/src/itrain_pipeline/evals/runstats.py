@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from itrain_contract.bfcl import MULTI_TURN
 from itrain_contract.measurements import DataStatistics, EvaluationRates, Lengths, RunStatistics, SearchRates
 from itrain_contract.stageio import StageResult
 from itrain_contract.stages import StageKind
@@ -15,7 +16,7 @@ from itrain_pipeline.errors import DataError
 from itrain_pipeline.evals.collect import Fetch, summed
 from itrain_pipeline.records import Example, PreferencePair, read_jsonl
 
-DIALOGUES = "bfcl/multi_turn_"
+DIALOGUES = tuple(f"bfcl/{category}/" for category in MULTI_TURN)
 """How the metrics of multi-turn categories begin."""
 
 Row = Mapping[str, Any]

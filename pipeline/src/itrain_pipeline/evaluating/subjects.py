@@ -68,9 +68,7 @@ def of_model(
     adapter: Path | None = arguments.adapter
     if adapter is not None:
         check_foreign_adapter(adapter)
-    kind: str = arguments.engine
-    if ":" not in kind:
-        kind = choose_engine(kind, installed=is_installed(), serves_gpu=serves_gpu)
+    kind = choose_engine(arguments.engine, installed=is_installed(), serves_gpu=serves_gpu)
     compute = compute_for(arguments.precision, model.folder)
     renderer = load_renderer(model.folder, arguments.call_format, trust_remote_code=False)
     questions, items, info = collect(benchmarks, renderer)
