@@ -85,7 +85,7 @@ chart-test: $(STAMP) ## the Helm chart: linted, its own suites, every object hel
 
 .PHONY: e2e
 e2e: $(STAMP) ## whole runs: local, killed and resumed, against a real S3 server and on a real node (as root)
-	$(PY) -m pytest -m "not recording" tests/e2e
+	$(PY) -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile -m "not recording" tests/e2e
 
 .PHONY: record-quickstart
 record-quickstart: $(STAMP) ## the quickstart on a real node by Helm and kubectl (as root): build/quickstart-watch.txt for docs/recordings

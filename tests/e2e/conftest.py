@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from itrain_testing.builtimages import OPERATOR, PIPELINE, build_image
 from itrain_testing.cluster import node as nodes
@@ -16,6 +17,30 @@ from itrain_testing.cluster.node import Node
 from itrain_testing.gotools import ToolMissingError
 from itrain_testing.tiny_model import write_tiny_model
 from itrain_testing.trainnodes import MakeWorld, TrainWorld
+
+HERE = Path(__file__).parent
+ON_NODE = ("test_cluster_", "test_images", "test_installed", "test_node")
+"""How files are called whose tests need this machine's one node."""
+
+
+class OneNode(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
+    """A file at a time for each worker, and all that needs the node for the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0].rpartition("/")[2]
+        return "node" if file.startswith(ON_NODE) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneNode:
+    return OneNode(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"node", "pods"}.intersection(getattr(item, "fixturenames", ())) and item.path.parent == HERE:
+            assert item.path.name.startswith(ON_NODE), (
+                f"{item.path.name} needs the node: its name must say so (ON_NODE)"
+            )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,7 +1,7 @@
 """Programs that the tests build with Go, once, from the pinned modules in tests/support/tools.
 
 The binaries lie outside the checkout, in ~/.cache/itrain/tools or $ITRAIN_TOOLS_DIR, under a name that carries the hash
-of go.mod and go.sum: another version is another file.
+of go.mod, go.sum and any main.go: another version is another file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def go_tool(module: str, package: str, *, linked: str = "", takes: str) -> Path:
     `linked` are linker flags beyond stripping; `takes` is what a cold build costs, for the line that announces it.
     """
     folder, name = MODULES / module, package.rpartition("/")[2]
-    lock = (folder / "go.sum").read_bytes() + (folder / "go.mod").read_bytes() + linked.encode()
+    inputs = [folder / "go.sum", folder / "go.mod", *sorted(folder.glob("*.go"))]
+    lock = b"".join(path.read_bytes() for path in inputs) + linked.encode()
     binary = tools_dir() / f"{name}-{hashlib.sha256(lock).hexdigest()[:12]}"
     if binary.is_file():
         return binary

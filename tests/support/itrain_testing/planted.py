@@ -70,19 +70,23 @@ class CommandLines(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.seen: set[bytes] = set()
+        self.in_pods: set[bytes] = set()
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
         while not self._stop_asked.wait(EVERY_S):
             for folder in Path("/proc").glob("[0-9]*"):
                 try:
-                    self.seen.add((folder / "cmdline").read_bytes().replace(b"\0", b" ").strip())
+                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+                    if line not in self.seen and "kubepods" in (folder / "cgroup").read_text():
+                        self.in_pods.add(line)
+                    self.seen.add(line)
                 except OSError:
                     continue  # it ended meanwhile
 
     def stages(self) -> set[str]:
-        """Stages whose processes were seen."""
-        words = [line.split() for line in self.seen]
+        """Stages whose processes were seen in pods."""
+        words = [line.split() for line in self.in_pods]
         pipeline = b"itrain_pipeline"
         return {w[w.index(pipeline) + 1].decode() for w in words if pipeline in w[:-1]}
 

@@ -51,7 +51,7 @@ def etcd() -> Path:
 
 @functools.cache
 def coredns() -> Path:
-    return installed("coredns") or go_tool("coredns", "github.com/coredns/coredns", takes="about four minutes")
+    return installed("coredns") or go_tool("coredns", "itrain.dev/tools/coredns", takes="a minute or two")
 
 
 def installed(name: str) -> Path | None:
