@@ -19,7 +19,7 @@ import yaml
 from itrain_operator.cli import main
 from itrain_testing.cluster.access import Access, eventually
 from itrain_testing.cluster.controlplane import ControlPlane
-from itrain_testing.docs import ROOT, shown_commands
+from itrain_testing.docs import ROOT, shown_blocks
 from itrain_testing.recorded import Moment, lives
 
 BIN = Path(sys.executable).parent
@@ -442,18 +442,27 @@ def minimal(spec: dict[str, Any]) -> dict[str, Any]:
 # --- the documentation ---
 
 
-def test_the_commands_of_the_cluster_page_run_as_shown(here: Here, itrain: Call, recorded: Any) -> None:
+def test_the_commands_of_the_cluster_page_print_what_it_shows(here: Here, itrain: Call, recorded: Any) -> None:
+    """With the statuses that an operator would have written: under way before `status`, ended before `wait`."""
     (here.folder / "crds").symlink_to(ROOT / "crds")
-    shown = shown_commands(ROOT / "docs/cluster.md")
-    commands = [command.removeprefix("itrain ").split() for command in shown if command.startswith("itrain ")]
-    assert {command[0] for command in commands} >= {"submit", "list", "status", "suspend", "resume"}
-    for command in commands:
-        if command[0] == "wait":
-            here.write_status(recorded["succeeds"][-1], command[1])
-        if command[0] in ("watch", "logs", "report", "purge"):
-            continue  # without an operator there are no pods and no results: unit tests and e2e run these
-        said = itrain(*command)
-        assert said.code == 0, f"{command}: {said.err}"
+    shown = shown_blocks(ROOT / "docs/cluster.md")
+    under_way = next(moment for moment in recorded["succeeds"] if moment.status.get("stage") == "rollout")
+    written = {"status": under_way, "wait": recorded["succeeds"][-1]}
+    ran = []
+    for block in shown:
+        printed = ""
+        for command in block.commands:
+            program, *words = command.split()
+            assert program == "itrain"
+            if words[0] in written:
+                here.write_status(written[words[0]], words[1])
+            said = itrain(*words)
+            assert said.code == 0, f"{command}: {said.err}"
+            printed += said.out + said.err
+            ran.append(words[0])
+        assert block.output is not None
+        assert block.printed_by(printed), f"{block.commands} printed\n{printed}"
+    assert ran == ["submit", "list", "status", "suspend", "resume", "wait"]
 
 
 def test_a_deleted_and_recreated_run_is_another_one_for_a_watch(here: Here, itrain: Call, recorded: Any) -> None:

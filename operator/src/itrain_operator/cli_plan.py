@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import typer
 from pydantic import ValidationError
@@ -155,7 +156,8 @@ def explained(
     """The forecast, with what is measured and what is assumed. Raises SpecError for a device that is not known."""
     assumed = shipped("quickstart", RunStatistics)
     base = found or assumed
-    data = given.over(base.data, run.spec)
+    told = {} if found else rows_told(run.spec, base.data)
+    data = given.over(base.data.model_copy(update=told), run.spec)
     chosen = profile or _chosen_profile(run, device, parameters, data)
     # Trees of fixed-batch mode know nothing of each other; neither do those of an engine without a prefix cache.
     cross_tree = run.spec.stages.rollout.trees_in_flight != 1
@@ -175,8 +177,29 @@ def explained(
         search_from=f"run {found.run}"
         if found and found.search
         else f"the {assumed.run} measurements that ship with itrain",
-        flags=given.names,
+        flags=(*(("the rows of spec.data",) if told else ()), *given.names),
     )
+
+
+def rows_told(spec: ITrainRunSpec, data: DataStatistics) -> dict[str, int]:
+    """`train` and `dev` where built-in data tell their rows (`builtin://…?rows=64`) and `data` has others."""
+    told: dict[str, int] = {}
+    rows = [_rows_of(source.uri) for source in (spec.data, *spec.data.extra)]
+    known = [n for n in rows if n is not None]
+    if len(known) == len(rows):
+        told["train"] = sum(known)
+        if spec.data.dev is None:
+            told["dev"] = round(spec.data.dev_fraction * told["train"])
+            told["train"] -= told["dev"]
+    if spec.data.dev is not None and (held := _rows_of(spec.data.dev.uri)) is not None:
+        told["dev"] = held
+    return {name: n for name, n in told.items() if n != getattr(data, name)}
+
+
+def _rows_of(uri: str) -> int | None:
+    parts = urlsplit(uri)
+    text = dict(parse_qsl(parts.query)).get("rows", "")
+    return int(text) if parts.scheme == "builtin" and re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def _questions(given: Sequence[str], spec: ITrainRunSpec) -> dict[str, int]:

@@ -79,6 +79,24 @@ def test_flags_replace_what_was_measured_and_are_named(capsys: pytest.CaptureFix
     assert stage(costs, "score")["scored"] == pytest.approx(100_000 * 836)
 
 
+def test_the_rows_that_built_in_data_tell_are_counted_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = cost(capsys, EXAMPLES / "tiny.yaml")
+    assert (costs["data"]["train"], costs["data"]["dev"], costs["given"]) == (64, 16, ["the rows of spec.data"])
+    assert costs["questions"]["dev"] == 16
+    # The quickstart's are those that were measured.
+    assert cost(capsys, EXAMPLES / "quickstart.yaml")["given"] == []
+    split = cost(capsys, EXAMPLES / "tiny.yaml", "--set", "data.dev=null", "--set", "data.devFraction=0.25")
+    assert (split["data"]["train"], split["data"]["dev"]) == (48, 16)
+    flagged = cost(capsys, EXAMPLES / "tiny.yaml", "--rows", "640")
+    assert (flagged["data"]["train"], flagged["data"]["dev"], flagged["given"]) == (
+        640,
+        16,
+        ["the rows of spec.data", "--rows"],
+    )
+    other = cost(capsys, EXAMPLES / "tiny.yaml", "--set", "data.uri=s3://rows/all.jsonl")
+    assert (other["data"]["train"], other["given"]) == (2_000, ["the rows of spec.data"])  # of dev alone
+
+
 def test_a_measured_profile_is_taken_as_it_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     ours = shipped(MEASURED_HERE, EngineProfile)
     twice = ours.model_copy(
