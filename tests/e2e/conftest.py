@@ -37,10 +37,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneNode:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"node", "pods"}.intersection(getattr(item, "fixturenames", ())) and item.path.parent == HERE:
-            assert item.path.name.startswith(ON_NODE), (
-                f"{item.path.name} needs the node: its name must say so (ON_NODE)"
-            )
+        on_node = {"node", "pods"}.intersection(getattr(item, "fixturenames", ())) and item.path.parent == HERE
+        if on_node and not item.path.name.startswith(ON_NODE):
+            raise pytest.UsageError(f"{item.path.name} needs the node: its name must begin with one of {ON_NODE}")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
