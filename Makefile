@@ -140,10 +140,12 @@ images: $(IMAGES_STAMP) ## the container images as OCI archives in build/images,
 .PHONY: images-lock
 images-lock: UV := $(IMAGES_VENV)/bin/uv
 images-lock: $(IMAGES_STAMP) ## resolve the packages of every image again: each matrix must give the lock that is committed
-	cd requirements && for e in bootstrap images operator; do ../$(COMPILE) $(UPGRADE) $$e.in -o $$e.txt; done
-	cd requirements && for e in $(IMAGE_LOCKS); do \
-	  ../$(COMPILE) $(UPGRADE) --python-platform x86_64-manylinux_2_31 $$(ls $$e-overrides.in 2>/dev/null | sed 's/^/--override /') $$e.in -o $$e.txt; done
-	@test -n "$(UPGRADE)" || git diff --exit-code --stat -- requirements || { echo "make images-lock: locks changed; commit them"; exit 1; }
+	@rm -rf build/locks && mkdir -p build && cp -r requirements build/locks
+	cd build/locks && for e in bootstrap images operator; do ../../$(COMPILE) $(UPGRADE) $$e.in -o $$e.txt; done
+	cd build/locks && for e in $(IMAGE_LOCKS); do \
+	  ../../$(COMPILE) $(UPGRADE) --python-platform x86_64-manylinux_2_31 $$(ls $$e-overrides.in 2>/dev/null | sed 's/^/--override /') $$e.in -o $$e.txt; done
+	@if [ -n "$(UPGRADE)" ]; then cp build/locks/*.txt requirements; \
+	  else diff -ru requirements build/locks || { echo "make images-lock: these locks are not what their matrix gives; make lock writes them"; exit 1; }; fi
 
 ## --- checks ----------------------------------------------------------------------------------------------------
 
