@@ -16,11 +16,11 @@ HELM_MAJOR = "v4."
 
 @functools.cache
 def helm() -> Path:
-    """The one on PATH when it is of the pinned major version, or a build (seven minutes on two cores, once)."""
+    """The one on PATH when it is of the pinned major version, or a build (two or three minutes on two cores, once)."""
     found = installed("helm")
     if found is not None and _version(found).startswith(HELM_MAJOR):
         return found
-    return go_tool("helm", "helm.sh/helm/v4/cmd/helm", takes="about seven minutes on two cores")
+    return go_tool("helm", "helm.sh/helm/v4/cmd/helm", takes="two or three minutes on two cores")
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from typing import Any
 from itrain_contract.loading import load_run
 from itrain_testing.cluster import hostpython, sessions
 from itrain_testing.cluster.access import ROOT, Access, eventually
-from itrain_testing.cluster.machine import ADDRESS
+from itrain_testing.cluster.machine import ADDRESS, in_pod
 from itrain_testing.cluster.node import Node
 from itrain_testing.operatorprocess import OperatorProcess
 from itrain_testing.s3server import BUCKET, S3Server, admin, running_server
@@ -113,10 +113,10 @@ def stage_processes(stage: str) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            groups = (folder / "cgroup").read_text()
+            found_one = words[-4:-1] == [b"-m", b"itrain_pipeline", stage.encode()] and in_pod(folder)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
-        if words[-4:-1] == [b"-m", b"itrain_pipeline", stage.encode()] and "kubepods" in groups:
+        if found_one:
             found.append(int(folder.name))
     return sorted(found)
 

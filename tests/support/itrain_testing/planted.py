@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from itrain_testing.cluster.access import Access
+from itrain_testing.cluster.machine import in_pod
 
 KINDS = (
     "itrainruns,jobs,pods,configmaps,events,services,endpointslices,leases,serviceaccounts,deployments,replicasets,"
@@ -17,6 +18,7 @@ KINDS = (
 """Everything but Secrets."""
 EVERY_S = 0.25
 CHUNK = 1 << 20
+PIPELINE = b"itrain_pipeline"
 
 
 def spellings(credential: str) -> tuple[bytes, ...]:
@@ -78,17 +80,16 @@ class CommandLines(threading.Thread):
             for folder in Path("/proc").glob("[0-9]*"):
                 try:
                     line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").strip()
-                    if line not in self.seen and "kubepods" in (folder / "cgroup").read_text():
-                        self.in_pods.add(line)
                     self.seen.add(line)
+                    if PIPELINE in line and line not in self.in_pods and in_pod(folder):
+                        self.in_pods.add(line)
                 except OSError:
                     continue  # it ended meanwhile
 
     def stages(self) -> set[str]:
         """Stages whose processes were seen in pods."""
         words = [line.split() for line in self.in_pods]
-        pipeline = b"itrain_pipeline"
-        return {w[w.index(pipeline) + 1].decode() for w in words if pipeline in w[:-1]}
+        return {w[w.index(PIPELINE) + 1].decode() for w in words if PIPELINE in w[:-1]}
 
     def stop(self) -> None:
         self._stop_asked.set()

@@ -51,6 +51,11 @@ def node_folder() -> Iterator[Path]:
             _remember(lock, "")
 
 
+def in_pod(process: Path) -> bool:
+    """Whether the process of this folder of /proc has a pod's control group. Raises OSError when it has ended."""
+    return "kubepods" in (process / "cgroup").read_text()
+
+
 def clean_up_after_a_killed_node() -> None:
     """What a node left whose processes were killed; a node that lives is let be."""
     if os.geteuid() == 0:
